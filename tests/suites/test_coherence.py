@@ -23,6 +23,7 @@ from bfpo.generation.sampling import Answer
 from bfpo.policy.save import save_policy
 from bfpo.report.gather import gather
 from bfpo.report.headline import headline
+from bfpo.report.tables import suite_columns
 from bfpo.runs.stages import run_stage
 from bfpo.scores.records import CoherenceBound
 from bfpo.scores.scores import Judged, describe_coherence, score_rows
@@ -301,6 +302,9 @@ def test_evaluate_with_a_start_model_finds_the_text_that_the_text_alone_does_not
     assert "coherence" not in json.loads((alone / "scores.json").read_text())
     assert "from the text alone" in (alone / "scores.md").read_text()
     data = gather([read])
+    columns = {column.group: column.metric for column in suite_columns(data)}
+    beside = ("coherent", "refused_coherent", "finished")
+    assert [columns.get(name) for name in beside] == list(beside)
     told = headline(data)
     assert any("which favours random" in line for line in told.details)
     assert any("nats per token" in line for line in told.details)

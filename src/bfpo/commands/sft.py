@@ -119,7 +119,7 @@ def _rehearsed(config: SftConfig, rows: Rows[TokenPair], policy: Policy | None) 
     line = f"expected first loss: {loss:.4g} nats per token, that of {num} completions now"
     steps, place = plan.facts["steps"], str(trainer.args.device)
     plan += Plan([line], {"expected_first_loss": loss})
-    return plan + time_plan(seconds, [rows], num, per_step, steps, "completions", place)
+    return plan + time_plan(config, seconds, [rows], num, per_step, steps, "completions", place)
 
 
 def _arguments(config: SftConfig, output_dir: str | Path, **changed: Any) -> TrainingArguments:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from bfpo.config.train import AlignConfig
+from bfpo.config.train import AlignConfig, TrainingKeys
 from bfpo.core.console import Plan
 from bfpo.core.errors import SettingError
 from bfpo.data.load import RowStream
@@ -177,16 +177,29 @@ class _Timer(TrainerCallback):
 
 
 def time_plan(
-    seconds: list[float], rows: list[Rows[Any]], num: int, per_step: int, steps: int, unit: str, place: str
+    config: TrainingKeys,
+    seconds: list[float],
+    rows: list[Rows[Any]],
+    num: int,
+    per_step: int,
+    steps: int,
+    unit: str,
+    place: str,
 ) -> Plan:
-    """Return the time of a step, scaled by tokens from measured steps of `num` rows of each input."""
+    """Return the time of a step, scaled by tokens from measured steps of `num` rows of each input.
+
+    What else takes time, probes and held-out rows, is named.
+    """
     measured = sum(each.sampled_tokens(num) for each in rows)
     tokens = _step_tokens(rows, per_step)
     step = sum(seconds) / len(seconds) * tokens / measured
     shares = " + ".join([str(num)] * len(rows))
+    others = {"probes": config.probe, "held-out evaluations": config.eval_steps}
+    beside = " and ".join(name for name, setting in others.items() if setting is not None)
+    whole = f"{_short(step * steps)} in all" + (f" without {beside}" if beside else "")
     line = (
-        f"time of a step: about {_short(step)}, {_short(step * steps)} in all; scaled by tokens from {len(seconds)} "
-        f"measured step{'s' * (len(seconds) > 1)} of {shares} {unit}, {measured:,} tokens, on this {place}"
+        f"time of a step: about {_short(step)}, {whole}; scaled by tokens from {len(seconds)} measured "
+        f"step{'s' * (len(seconds) > 1)} of {shares} {unit}, {measured:,} tokens, on this {place}"
     )
     return Plan([line], {"seconds_per_step": step})
 
@@ -302,7 +315,12 @@ def pair_plan(
         return plan + NOT_SHARED
     seconds, trainer = measured
     place = str(trainer.args.device)
-    plan += time_plan(seconds, rows, num, config.pairs_per_step, plan.facts["steps"], "pairs", place)
+    if (anchor := trainer.state.log_history[-1].get("anchor_loss")) is not None:
+        line = (
+            f"anchor of the first steps: about {anchor:.4g}, that of {sum(map(len, streams))} pairs now, which is added"
+        )
+        plan += Plan([line], {"expected_anchor_loss": anchor})
+    plan += time_plan(config, seconds, rows, num, config.pairs_per_step, plan.facts["steps"], "pairs", place)
     report = trainer.reference_report if isinstance(trainer, BFPOTrainer) else None
     if report is not None:
         share = sum(sum(each.tokens) for each in rows) / sum(each.sampled_tokens(num) for each in rows)
