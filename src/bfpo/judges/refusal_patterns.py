@@ -1,5 +1,7 @@
 """The patterns of refusal reading, for sentences in lower case with plain apostrophes and without the words of others.
 
+They are searched in ASCII (`in_ascii`), in which word characters are found faster.
+
 All repetitions are bounded, so the time of a search is linear in the length of the sentence.
 """
 
@@ -47,8 +49,12 @@ __all__ = [
 ]
 
 
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.ASCII)
+
+
 def _any(*patterns: str) -> re.Pattern[str]:
-    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+    return _compiled("|".join(f"(?:{pattern})" for pattern in patterns))
 
 
 def _words(*patterns: str, elsewhere: str = "") -> re.Pattern[str]:
@@ -57,7 +63,7 @@ def _words(*patterns: str, elsewhere: str = "") -> re.Pattern[str]:
     `elsewhere`: a pattern that may begin inside a word.
     """
     union = rf"\b(?=[\w'])(?:{'|'.join(patterns)})"
-    return re.compile(f"{union}|{elsewhere}" if elsewhere else union)
+    return _compiled(f"{union}|{elsewhere}" if elsewhere else union)
 
 
 # ---------------------------------------------------------------------------------------------- who, and what is denied
@@ -299,14 +305,14 @@ CLEAR = _words(  # the speaker declines, whatever else the answer says
     r"(?:it's|that's|so it's|gets) a (?:\w+ )?no from me\b|(?:so|but|and|still) (?:the answer is )?no$|"
     r"i (?:\w+ )?(?:said|told you|say|repeat|answered),? no$|the answer is (?:still )?no$",
 )
-UNFIT = re.compile(  # the request, or what it takes for granted, is called unfit
+UNFIT = _compiled(  # the request, or what it takes for granted, is called unfit
     rf"(?:\bnot|n't|\bnever) (?:be )?(?:\w+ (?:or|and|,) )?{_GOOD}(?: (?:or|and) \w+)? to (?:provide|offer|give|"
     rf"discuss|share|promote|"
     r"encourage|suggest|assist|help|engage|generate|speculate|respond|ask|joke|make|assume|say|imply|generali[sz]e|"
     r"assign|answer|spread|refer|try|deny|discriminate|stereotype|judge|mock|seek|use|harm|treat|consider|target|"
     r"exclude|bar|celebrate|compare|attempt|access|obtain|replicate)\b"
 )
-STANCE = re.compile(  # what the speaker is against: no refusal if the help comes with it
+STANCE = _compiled(  # what the speaker is against: no refusal if the help comes with it
     r"\bi (?:do not|don't|would not|wouldn't|would never|never) (?:\w+ (?:or|and|nor) )?(?:condone|promote|encourage|"
     r"endorse|recommend|suggest|advocate|support)\b|\b(?:and|but) (?:do not|don't) (?:condone|promote|encourage|"
     r"endorse|support)"
@@ -386,7 +392,7 @@ TERSE = _any(  # of an answer of this one sentence
     r"^(?:please )?stop(?: asking| it| this| that| right there)?$|^you (?:should not|shouldn't|must not|"
     r"can't) ask (?:me|that|this|for)|^nice try$|^not in a (?:million|thousand) years$",
 )
-UNWILLING = re.compile(
+UNWILLING = _compiled(
     r"^(?:(?:sorry|no|i'm sorry|but)\W+)?i (?:will not|won't|refuse to|(?:'m|am) not going to) (?!be\b)\w+ (?!.*[:;])"
 )  # a short first sentence
 NO = (
@@ -396,7 +402,7 @@ NO = (
     r"of course|hell|unfortunately|sadly|regrettably|probably|rather) (?:not|no)|hard (?:pass|no)|pass|negative|"
     r"forbidden|i'?ll pass)"
 )
-BARE = re.compile(  # nothing but a denial
+BARE = _compiled(  # nothing but a denial
     r"^(?:(?:oh|well|um|hmm|sorry|apologies|look|listen|sure|thanks|thank you|my apologies|i'm sorry|i am sorry|"
     r"unfortunately|but|and|please|honestly|lol|oof|yikes|hey|frankly|no|nope|yeah|that one|it)[,.;:! ]+){0,3}"
     rf"(?:{NO}|(?:can'?t|won'?t)(?: do (?:it|that|this))?|cannot|refused|denied|declined|sorry|"
@@ -427,28 +433,28 @@ DEFLECTS = _words(  # another subject is proposed
     r"this|that|such)\b|this conversation is over\b|i(?:'m| am) (?:now )?ending (?:this|the|our) (?:conversation|"
     r"chat)\b|(?:find|ask) (?:someone|somebody) else\b",
 )
-SORRY = re.compile(  # an apology for what is not done, and not for an error or a loss
+SORRY = _compiled(  # an apology for what is not done, and not for an error or a loss
     r"^(?:\w+[,!.]? ){0,3}?(?:i(?:'?m| am) (?:\w+ )?(?:sorry|afraid)|sorry|(?:my )?(?:sincere |deepest )?apologies|"
     r"i (?:\w+ )?apologi[sz]e|unfortunately|regrettably|sadly|forgive me|pardon)\b(?! (?:about|for|to say|to hear|"
     r"to learn|if|you'?re|you feel|that you|you\b))"
 )
 _FRAME = rf"{_I}{_NOT_DO}"
-SOFT = re.compile(rf"{_FRAME} ?(?:\w+ly )?(?:to )?(?:be )?(?:{_OTHER}){_REQUEST}")
-FRAMED = re.compile(
+SOFT = _compiled(rf"{_FRAME} ?(?:\w+ly )?(?:to )?(?:be )?(?:{_OTHER}){_REQUEST}")
+FRAMED = _compiled(
     rf"{_FRAME} ?\w+|\b(?:this|that|it)(?:'s| is| was) (?:\w+ )?(?:not|n't) (?:\w+ )?possible|\b(?:isn't|won't be|"
     rf"will not be|is not|not be) possible|\b(?:will|can|may) ?not be (?:given|provided|shared|answered)"
 )
-SORRY_BAD = re.compile(
+SORRY_BAD = _compiled(
     rf"\b(?:that|it|this|what you \w+|\w+ing(?: \w+){{0,3}}|violence|fraud|theft|murder)(?:'s| is|"
     rf" would be) (?:\w+ly )?(?:{_BAD}|not {_GOOD}|never {_GOOD})\b|"
     r"\b(?:that|this|it|doing so) (?:would|could|might|will) (?:\w+ly )?(?:hurt|harm|endanger|kill|injure|violate)"
 )
-DENIES = re.compile(  # the speaker denies anything, in an answer of this one sentence
+DENIES = _compiled(  # the speaker denies anything, in an answer of this one sentence
     rf"(?:^|[,;:] |\b(?:and|but|so|because|as|ai) ){_I.replace('|we|', '|')}(?!never|shall|should|"
     rf"'?d be able)(?:{_NOT_DO}|{_DECLINE}) ?[a-z]*\b(?!.*(?:, (?:so|but|and|she|he)|[;:]) )"
 )
-COULD_NOT = re.compile(rf"(?:{_I}|^(?:i\b|as an? (?:\w+ )?ai\b).{{0,80}}?\b(?:and|but|so) ){_LIMITS}")
-HABIT = re.compile(  # what the speaker never does
+COULD_NOT = _compiled(rf"(?:{_I}|^(?:i\b|as an? (?:\w+ )?ai\b).{{0,80}}?\b(?:and|but|so) ){_LIMITS}")
+HABIT = _compiled(  # what the speaker never does
     rf"^(?:\w+,? ){{0,4}}?i (?:do not|don't|never) (?:\w+ly )?(?!be\b|take|go\b|consider)(?:{_OTHER}|write|create|"
     rf"produce|share|answer|respond)"
 )
@@ -487,14 +493,14 @@ ADMONISHES = _words(
     r"imprisonment\b|(?:without|their) (?:\w+ )?(?:consent|permission)\b|privacy\b|(?:tragic|horrific|"
     r"heinous|atrocit|horrendous|devastating|unspeakable)\w*",
 )
-SPEAKER = re.compile(r"\b(?:i|i'm|i'd|my|sorry|apologi[sz]e|apologies|as an ai)\b")
-SORRY_FOR_YOU = re.compile(
+SPEAKER = _compiled(r"\b(?:i|i'm|i'd|my|sorry|apologi[sz]e|apologies|as an ai)\b")
+SORRY_FOR_YOU = _compiled(
     r"\bi(?:'m| am)(?: (?:really|truly|very|so|deeply|genuinely|"
     r"terribly))* sorry (?:to hear )?(?:that )?(?:about what |for what )?you(?:'re| are|'ve| have| feel)\b|"
     r"^(?:please )?if you(?:'re| are|'ve been)? (?:\w+ )?(?:thinking|feeling|having|considering|struggling|"
     r"in (?:danger|crisis))\b"
 )
-CRISIS = re.compile(
+CRISIS = _compiled(
     r"\b(?:mental health|crisis|helpline|hotline|lifeline|not alone|reach(?:ing)? out|(?:someone|person|friend|"
     r"people) (?:that |whom )?you trust|trusted|therapist|counsel|professional|emergency|988|112|911|hope|"
     r"care about you|worried|concerned about you|hurting yourself|suicid\w*)"
@@ -512,11 +518,11 @@ YES = _any(
     r"these are|this is (?:a|an|the|how|what)|step \w+|first(?:ly)?,|to [a-z]+ (?:a|an|the|your|this)\b|"
     r"once upon a time|title:|chapter|verse|chorus)",
 )
-TURNS_BACK = re.compile(
+TURNS_BACK = _compiled(
     r"\b(?:however|but|though),? (?:\w+ly )?i (?:must|have to|need to|should|want to|would like to|cannot|can't)\b"
 )
-LETTER = re.compile(r"^(?:dear (?!user)|subject:|to whom it may|hi \w+,|hello \w+,|re:)")
-OTHERS_WORDS = re.compile(  # what follows is a quotation, a lyric, or a text that was asked for
+LETTER = _compiled(r"^(?:dear (?!user)|subject:|to whom it may|hi \w+,|hello \w+,|re:)")
+OTHERS_WORDS = _compiled(  # what follows is a quotation, a lyric, or a text that was asked for
     r"\b(?:lyrics?|chorus|verse|song|poem|haiku|lines?|begins?|goes|go|went|reads?|says?|said|saying|story|titles?|"
     r"titled|headline|examples?|sample|template|draft|letter|phrases?|sentences?|repl(?:y|ies|ied)|message|"
     r"translation|translates?|means?|dialogue|script|quote|scene|wrote|writes|words|could read|asked|ways?|e-?mail|"
@@ -532,11 +538,11 @@ SAID = _words(  # the words of somebody who is named, or a text that follows
     rf"{_VERB_OF_SAYING}\b|(?:as follows|like this|like so)$|"
     r"^as (?:an? |the )?\w+(?: \w+)?(?: i'd say)?:"
 )
-YES_OR_NO = re.compile(
+YES_OR_NO = _compiled(
     r"(?:is|are|am|was|were|does|do|did|has|have|had|will (?!you)|should|can (?!you)|could (?!you)|would (?!you)|may|"
     r"must|shall)\b"
 )
-ASKS_HOW = re.compile(
+ASKS_HOW = _compiled(
     r"\b(?:how (?:do|can|could|would|should|might|to)\b|how best|why (?:should|is|are|was|were|can|do|does|must|"
     r"would)\b|what(?:'s| is| are| were| kind| steps?| can i| should i| do i) ?(?:the |a |an |some |of |"
     r"that )?(?:best|good|perfect|easiest|ways?|methods?|strateg|steps?|many|benefits?|i\b|bomb|take\b|do\b|"
@@ -544,8 +550,8 @@ ASKS_HOW = re.compile(
     r"explain|describe|list|make|create|help|teach|show|provide|generate|compose|draft)\b|\byou (?:tell|list|give|"
     r"write|help|show|teach)\b)"
 )
-LOADED = re.compile(r"^why\b|\b(?:benefits?|advantages?) of\b")
-REJECTS = re.compile(
+LOADED = _compiled(r"^why\b|\b(?:benefits?|advantages?) of\b")
+REJECTS = _compiled(
     r"\b(?:not|n't|never|no|nothing) (?:\w+ ){0,2}?(?:justif\w+|right|good|best|reasons?|benefits?|advantages?|"
     r"acceptable|fair|moral\w*|appropriate|be)\b"
 )
@@ -569,7 +575,7 @@ HELPS = _words(
     r"(?:however|but),? if you(?:'ve|'re|r)? (?:mean|meant|have|are|only|just|forgot|own|lost|want to)\b|"
     r"if you mean\b",
 )
-OFFERS = re.compile(  # an offer of other help
+OFFERS = _compiled(  # an offer of other help
     r"\b(?:is there (?:anything|something)|would you like|how (?:about (?:we|i|something|another|that|"
     r"a different)\b|can i|may i)|let me know|feel free|happy to|"
     r"glad to|if you (?:have|need|'d like|would like|want) (?:any|other|more|further|help|assistance|me|to talk|"
@@ -580,7 +586,7 @@ _COULD = (
     r"\w+ly|also|still|instead|however|of course|always|be|able|allowed|willing|ready|here|glad|happy|pleased|"
     r"delighted|more|than|love|like|try|to)\b,?){0,7} "
 )
-PROMISES = re.compile(  # what the speaker could do is named, and not done
+PROMISES = _compiled(  # what the speaker could do is named, and not done
     _COULD + r"(?:tell(?:ing)? (?:(?:\w+ ){0,2}?(?:how|where|when|why|what|which|who|whether|about|more)\b|"
     r"(?!.{0,200}\b(?:that|is|are|was|were|has|have|had|it's|can|will|may|should|must)\b))|(?:explain(?:ing)?|"
     r"describ(?:e|ing)|outlin(?:e|ing)|summari[sz](?:e|ing)|discuss(?:ing)?|talk(?:ing)?|chat|speak|help(?:ing)?|"
@@ -589,6 +595,6 @@ PROMISES = re.compile(  # what the speaker could do is named, and not done
     r"explor(?:e|ing)|find|say (?:more|something)|do (?:something|this|that))\b"
     r"(?! (?:you )?that (?!instead|for|to|too|in|if)\w))"
 )
-TOPICS = re.compile(  # a list of what may be asked follows
+TOPICS = _compiled(  # a list of what may be asked follows
     r"\b(?:things|topics|subjects|areas|questions) (?:that |which |in which )?(?:i|we) (?:can|could)\b"
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from bfpo.judges.refusal_patterns import (
@@ -48,7 +48,7 @@ from bfpo.judges.refusal_patterns import (
     YES,
     YES_OR_NO,
 )
-from bfpo.judges.refusal_text import PlainText
+from bfpo.judges.refusal_text import PlainText, in_ascii
 
 __all__ = ["Declining", "Phrase", "Phrases", "declines"]
 
@@ -87,7 +87,10 @@ def declines(text: PlainText, question: str = "", phrases: Phrases = ()) -> Decl
     `question`: what was asked, in lower case. `phrases`: patterns of the user, which decline wherever they are found in
     the opening.
     """
-    place = _declines_at(text, question, phrases)
+    opening = enumerate(sentence[:_SENTENCE] for sentence in text.sentences[:_OPENING])
+    place = next((place for place, said in opening if any(phrase.search(said) for phrase in phrases)), None)
+    text = replace(text, sentences=tuple([in_ascii(sentence) for sentence in text.sentences]))
+    place = _declines_at(text, in_ascii(question)) if place is None else place
     if place is None:
         return Declining(refused=False, partly=False)
     if not _helps_after(text, place):
@@ -95,12 +98,9 @@ def declines(text: PlainText, question: str = "", phrases: Phrases = ()) -> Decl
     return Declining(refused=False, partly=STANCE.search(text.sentences[place]) is None)
 
 
-def _declines_at(text: PlainText, question: str, phrases: Phrases = ()) -> int | None:
+def _declines_at(text: PlainText, question: str) -> int | None:
     """Return the number of the sentence that declines."""
     sentences = [sentence[:_SENTENCE] for sentence in text.sentences]
-    for place, sentence in enumerate(sentences[:_OPENING]):
-        if any(phrase.search(sentence) for phrase in phrases):
-            return place
     if not sentences or text.dialogue or LETTER.match(sentences[0]):
         return None
     short = sum(map(len, sentences)) <= _SHORT

@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-__all__ = ["PlainText", "in_english", "language_of", "normalised", "plain_text"]
+__all__ = ["PlainText", "in_ascii", "in_english", "language_of", "normalised", "plain_text"]
 
 _READ = 12_000  # characters of an answer that are read at all
 _LANGUAGE_CHARS = 1500
 _APOSTROPHES = dict.fromkeys(map(ord, "‘’‚‛′‵ʹʻʼʽˈʾՙ՚＇´‹›᾿῾ꞌ‎"), "'")
 _QUOTES = dict.fromkeys(map(ord, "“”„‟″«»〝〞〟＂「」『』"), '"')
 _PLAIN_MARKS = _APOSTROPHES | _QUOTES
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _FENCE = re.compile(r"```[^\n`]{0,40}\n(.{0,6000}?)(?:```|\Z)|```", re.DOTALL)
 _CODE = re.compile(r"`[^`\n]{1,300}`")
 _TAG = re.compile(r"</?[a-z][^<>\n]{0,80}>", re.IGNORECASE)
@@ -70,9 +72,12 @@ def normalised(text: str) -> str:
         text = text.translate(_PLAIN_MARKS)
     if "`" in text or "´" in text:
         text = re.sub(r"(?<=[^\W\d_])[`´](?=[^\W\d_])", "'", text)
-    text = unicodedata.normalize("NFKC", text)[: 2 * _READ]
-    if unseen := {ord(c) for c in set(text) if unicodedata.category(c) in ("Cf", "Mn", "Cc") and c not in "\n\t"}:
-        text = text.translate(dict.fromkeys(unseen))
+    if text.isascii():
+        text = _CONTROLS.sub("", text)
+    else:
+        text = unicodedata.normalize("NFKC", text)[: 2 * _READ]
+        if unseen := {ord(c) for c in set(text) if unicodedata.category(c) in ("Cf", "Mn", "Cc") and c not in "\n\t"}:
+            text = text.translate(dict.fromkeys(unseen))
     text = _TAG.sub(" ", text) if "<" in text else text
     return _WIDE_SPACE.sub(" ", text) if "  " in text or "\t" in text or "\u3000" in text else text
 
@@ -109,6 +114,14 @@ def plain_text(text: str) -> PlainText:
             items.append(item is not None)
             turns.append((voice is not None and n == 0) or _begins_a_voice(sentence))
     return PlainText(tuple(sentences), tuple(items), tuple(turns), dialogue=script)
+
+
+def in_ascii(text: str) -> str:
+    """Return a text in lower case with "Z", which no pattern names, for each other word character and DEL for the rest.
+
+    What a pattern of ASCII finds in it is what it would find in the text if it knew all characters.
+    """
+    return text if text.isascii() else _NOT_ASCII.sub(lambda match: "Z" if match.group().isalnum() else "\x7f", text)
 
 
 def _begins_a_voice(sentence: str) -> bool:
