@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import random
+import re
 import time
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,10 @@ import pytest
 from bfpo.config import JudgeConfig
 from bfpo.core.errors import SettingError
 from bfpo.core.schema import Completion, Message, Verdict
+from bfpo.judges import refusal_patterns
 from bfpo.judges.judges import make_judge
 from bfpo.judges.quality import judge_quality
+from bfpo.judges.refusal_text import in_ascii, normalised
 from bfpo.judges.refusals import NOT_ABOUT_SAFETY, NOT_READ, read_refusal
 from messages import raises
 
@@ -359,3 +364,27 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes(b"d\xe9sol\xe9\n")
     with raises(SettingError, "phrases"):
         make_judge(JudgeConfig.model_validate({"format": "refusal-phrases", "phrases": str(tmp_path / "latin.txt")}))
+
+
+def test_patterns_find_in_ascii_what_they_would_find_in_the_text_with_all_characters() -> None:
+    draw = random.Random(0)
+    patterns = [one for one in vars(refusal_patterns).values() if isinstance(one, re.Pattern)]
+    lines = (HERE / "refusal_wordings.jsonl").read_text(encoding="utf-8").splitlines()
+    sentences = [str(json.loads(line)["text"]).lower() for line in lines]
+    num_found = 0
+    for sentence in draw.sample(sentences, 60):
+        place = draw.randrange(len(sentence) + 1)
+        text = sentence[:place] + draw.choice(["é", "ß", "中", "…", "²", "😀", "—", " ñ "]) + sentence[place:]
+        for pattern in patterns:
+            slow = re.compile(pattern.pattern).search(text)
+            found = pattern.search(in_ascii(text))
+            assert (found and found.span()) == (slow and slow.span())
+            num_found += found is not None
+    assert num_found > 60
+    assert not [one for one in patterns if re.search(r"(?<!\\)[A-Z]|[^\x00-\x7e]", one.pattern)]
+
+
+def test_characters_that_cannot_be_seen_are_removed() -> None:
+    for character in map(chr, [*range(0x100), 0x200B, 0x301, 0xFEFF]):
+        unseen = unicodedata.category(character) in ("Cf", "Mn", "Cc") and character not in "\n\t"
+        assert unseen == (normalised(f"ab{character}cd") == "abcd"), repr(character)
