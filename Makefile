@@ -3,7 +3,8 @@
 # MODEL, DATA and LABELS of `make real`: the start model (folder or hub id), a folder with the data (empty: the hub), people's labels.
 # BENCH_ARGS further options of all benchmarks (such as --threads 8), BENCH_MODEL a folder with a chat model and
 # BENCH_PAIRS a file of pairs, for the benchmark of a real model.
-# HASHES=1 installs only what has a hash in requirements-hashed.txt. TESTS are the test files (empty: all), PYTHONS those of test-pythons.
+# HASHES=1 lets `demo` and `test` install only what has a hash in requirements-hashed.txt. TESTS are the test files (empty: all), PYTHONS those
+# of test-pythons. PINS= with a VENV of its own installs the newest versions in place of those of constraints.txt (torch excepted).
 # AUDIT_ARGS are further options of pip-audit (such as --vulnerability-service osv --osv-url URL).
 
 PYTHON ?= python3
@@ -22,15 +23,19 @@ TESTS ?=
 PYTHONS ?= 3.10 3.11 3.12 3.13
 AUDIT_ARGS ?=
 KEEP ?=
+PINS ?= -c constraints.txt
 
 VENV := .venv
 BIN := $(VENV)/bin
 # pip's warnings are hidden, its errors are shown. Bytecode is compiled at the first import, and only for imported modules.
 PIP := -m pip install -qq --no-compile --disable-pip-version-check --no-input
-PIP_INSTALL := $(BIN)/python $(PIP) -c constraints.txt
-# pip takes hashes for all packages or for none, and none for a folder: with them, the packages come first, then bfpo alone.
-TORCH := $(if $(HASHES),--require-hashes -r requirements-hashed.txt,-c constraints.txt torch)
+PIP_INSTALL := $(BIN)/python $(PIP) $(PINS)
+# pip takes hashes for all packages or for none, and none for a folder: with them, the packages come first, then bfpo alone. What was
+# installed without them is installed again, so their stamps have names of their own.
+TORCH := $(if $(HASHES),--force-reinstall --require-hashes -r requirements-hashed.txt,-c constraints.txt torch)
 BFPO := $(if $(HASHES),--no-deps --no-build-isolation)
+RUNTIME := $(VENV)/.runtime$(if $(HASHES),-hashed)
+DEV := $(VENV)/.dev$(if $(HASHES),-hashed)
 # Without the bytecode every process would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 NO_PIP = { echo "error: the packages could not be installed (see above); if $(VENV) is broken: make clean-venv" >&2; exit 1; }
@@ -52,16 +57,16 @@ help:
 	@echo "make bench     measure training against TRL, its scaling, the ramp-up and generation; bench-quick checks that it runs"
 	@echo "make format    format the code"
 
-demo: $(VENV)/.runtime
+demo: $(RUNTIME)
 	$(BIN)/bfpo demo --out $(OUT) --resume $(DEMO_ARGS)
 
 # The picture of README.md: the figure of the full demo with three seeds.
-picture: $(VENV)/.runtime
+picture: $(RUNTIME)
 	$(BIN)/bfpo demo --out runs/picture --resume --full --seeds 3
 	cp runs/picture/figures/scatter.png docs/images/demo.png
 
 # An hour or more on two cores; a finished stage is skipped, so that it can be interrupted. See docs/real-model.md.
-real: $(VENV)/.runtime
+real: $(RUNTIME)
 	MODEL="$(MODEL)" DATA="$(DATA)" LABELS="$(LABELS)" OUT="$(REAL_OUT)" BFPO=$(BIN)/bfpo PYTHON=$(BIN)/python recipes/smollm2-135m/run.sh
 
 # Shows the tables and writes them, with the figure, into docs/performance.md.
@@ -94,11 +99,11 @@ docs: $(VENV)/.docs
 test: lint types imports tests
 
 # Some slow tests need TRL, bitsandbytes, lm-eval and a browser (Debian: chromium).
-test-all: lint types imports $(VENV)/.dev $(VENV)/.bench $(VENV)/.quant $(VENV)/.evidence
+test-all: lint types imports $(DEV) $(VENV)/.bench $(VENV)/.quant $(VENV)/.evidence
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS) -m "not gpu"
 
 # The trainer on TRL, whose releases change: CI runs this apart and says loudly if it fails, without stopping.
-test-trl: $(VENV)/.dev $(VENV)/.bench
+test-trl: $(DEV) $(VENV)/.bench
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/integrations
 
 # Tests with the lowest supported versions of the dependencies, in a separate environment.
@@ -111,18 +116,20 @@ test-lowest: $(VENV)/.made
 # An interpreter is one of the PATH or of pyenv. Its environment is removed after its tests (KEEP=1 keeps it): outside a CPU index torch is
 # about 3 GB of CUDA libraries. The lowest versions run on the first Python, for which all of them have wheels.
 test-pythons:
-	@lowest=test-lowest; missing=; failed=; for version in $(PYTHONS); do \
+	@lowest=test-lowest; tested=; missing=; failed=; for version in $(PYTHONS); do \
 		python=; for one in python$$version $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$version.*/bin/python; do \
 			"$$one" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$$version')" 2>/dev/null && python=$$one && break; \
 		done; \
 		if [ -z "$$python" ]; then missing="$$missing $$version"; continue; fi; \
-		for target in tests $$lowest; do \
+		tested="$$tested $$version"; for target in test $$lowest; do \
 			echo "Python $$version: make $$target"; \
 			$(MAKE) --no-print-directory $$target VENV=$(VENV)-$$version PYTHON="$$python" || failed="$$failed $$version($$target)"; \
 		done; \
 		lowest=; [ -n "$(KEEP)" ] || rm -rf $(VENV)-$$version $(VENV)-$$version-lowest; \
 	done; \
 	[ -z "$$missing" ] || echo "not installed here, not tested: Python$$missing"; \
+	[ -n "$$tested" ] || { echo "error: nothing was tested" >&2; exit 1; }; \
+	set -- $$tested; echo "tested: Python$$tested; the lowest versions of the packages on $$1 alone"; \
 	[ -z "$$failed" ] || { echo "error: failed on Python$$failed" >&2; exit 1; }
 
 # The wheel is built from the sdist. tests/installed.py names all that it checks.
@@ -136,7 +143,7 @@ test-wheel: $(VENV)/.made
 	$(VENV)-wheel/bin/python tests/installed.py
 
 # Asks the registry about each installed package; one that it does not know fails the audit, too. torch may be a local build.
-audit: $(VENV)/.dev
+audit: $(DEV)
 	$(PYTHON) -m venv $(VENV)-audit
 	$(VENV)-audit/bin/python $(PIP) pip-audit
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > $(VENV)-audit/installed.txt
@@ -147,24 +154,24 @@ hashes:
 	printf 'hatchling\neditables\n' | uv pip compile --quiet --universal --python-version 3.10 --no-annotate --generate-hashes \
 		--custom-compile-command "make hashes" -c constraints.txt --extra dev pyproject.toml - -o requirements-hashed.txt
 
-lint: $(VENV)/.dev
+lint: $(DEV)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-types: $(VENV)/.dev
+types: $(DEV)
 	$(BIN)/mypy
 
-imports: $(VENV)/.dev
+imports: $(DEV)
 	$(BIN)/lint-imports
 
-tests: $(VENV)/.dev
+tests: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS) $(TESTS)
 
-format: $(VENV)/.dev
+format: $(DEV)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-setup: $(VENV)/.dev
+setup: $(DEV)
 
 clean-venv:
 	rm -rf $(VENV)
@@ -184,37 +191,37 @@ $(VENV)/.made:
 	@touch $@
 
 # torch is installed first, at the version pinned in constraints.txt: a newer one may bring gigabytes that are not needed here.
-$(VENV)/.torch: $(VENV)/.made constraints.txt $(if $(HASHES),requirements-hashed.txt)
+$(VENV)/.torch$(if $(HASHES),-hashed): $(VENV)/.made constraints.txt $(if $(HASHES),requirements-hashed.txt)
 	@echo "installing torch (the longest part)"
 	@$(BIN)/python $(PIP) $(TORCH) || $(NO_PIP)
 	@touch $@
 
-$(VENV)/.runtime: $(VENV)/.torch pyproject.toml
+$(RUNTIME): $(VENV)/.torch$(if $(HASHES),-hashed) pyproject.toml
 	@echo "installing bfpo and its dependencies"
 	@$(PIP_INSTALL) $(BFPO) -e . || $(NO_PIP)
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.runtime
+$(DEV): $(RUNTIME)
 	@echo "installing the development tools"
 	@$(PIP_INSTALL) $(BFPO) -e ".[dev]" || $(NO_PIP)
 	@touch $@
 
-$(VENV)/.docs: $(VENV)/.runtime
+$(VENV)/.docs: $(RUNTIME)
 	@echo "installing mkdocs"
 	@$(PIP_INSTALL) -e ".[docs]" || $(NO_PIP)
 	@touch $@
 
-$(VENV)/.bench: $(VENV)/.runtime
+$(VENV)/.bench: $(RUNTIME)
 	@echo "installing TRL for the benchmarks"
 	@$(PIP_INSTALL) -e ".[bench]" || $(NO_PIP)
 	@touch $@
 
-$(VENV)/.quant: $(VENV)/.runtime
+$(VENV)/.quant: $(RUNTIME)
 	@echo "installing bitsandbytes for four-bit weights"
 	@$(PIP_INSTALL) -e ".[quant]" || $(NO_PIP)
 	@touch $@
 
-$(VENV)/.evidence: $(VENV)/.runtime
+$(VENV)/.evidence: $(RUNTIME)
 	@echo "installing lm-eval and browser automation"
 	@$(PIP_INSTALL) -e ".[lm-eval,browser]" || $(NO_PIP)
 	@touch $@

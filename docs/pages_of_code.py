@@ -104,11 +104,32 @@ def keys_table(name: str) -> str:
     return table(("key", "default", "accepts", "meaning"), rows)
 
 
+# Public names that the documents use beside those of `bfpo` itself.
+OF_MODULES = (
+    "bfpo.data.load.CompletionStream",
+    "bfpo.data.load.PairStream",
+    "bfpo.data.read.iter_pairs",
+    "bfpo.data.sources.resolve_files",
+    "bfpo.data.store.TokenStore",
+    "bfpo.data.store.write_tokens",
+    "bfpo.data.tokenize.PairTokenizer",
+    "bfpo.data.tokenize.TokenPair",
+    "bfpo.integrations.trl.TRLBFPOTrainer",
+)
+
+
 def api_page() -> str:
     """Return the page of the public names of `bfpo`, which mkdocstrings fills from their docstrings."""
     names = [f"::: {home}.{name}" for home, names in bfpo._HOMES.items() for name in names]
     return "\n\n".join(
-        ["# Python API", "All names are imported from `bfpo`, as `from bfpo import preference_loss`.", *names]
+        [
+            "# Python API",
+            "These names are imported from `bfpo`, as `from bfpo import preference_loss`. "
+            "Those [at the end](#names-of-single-modules) are imported from the module that is named with them.",
+            *names,
+            "## Names of single modules",
+            *(f"::: {name}" for name in OF_MODULES),
+        ]
     )
 
 

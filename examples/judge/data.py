@@ -2,6 +2,7 @@
 
     python examples/judge/data.py ../shared/data/safety_judge runs/judge-data
 
+The files are public: those of sherdencooper/GPTFuzz (MIT) and of paul-rottger/exaggerated-safety (labels CC-BY-4.0).
 GPTFuzz's files hold the number of a question; its text is in `gptfuzz_questions.csv`. Of XSTest every answer to a safe
 prompt is safe; to an unsafe one a full refusal is safe, and full or partial compliance is unsafe. A third of XSTest's
 prompts, chosen by hash, is held out. `mixed_train.jsonl` has 700 of GPTFuzz's and 750 of XSTest's training answers.

@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bfpo.cli import app
+from bfpo.commands.redteam import _advice, _coherence, _learning_rate
 from bfpo.config import AlignConfig, RedteamConfig, SftConfig, load_config
 from bfpo.core.errors import ConfigError, DataError, SettingError
 from bfpo.core.schema import Verdict
@@ -27,7 +28,7 @@ from bfpo.suites.coherence import Reading
 from bfpo.world.datasets import redteam_prompts, save_tokenizer, sft_completions
 from bfpo.world.oracle import assess
 from bfpo.world.world import prompt_text, topics
-from messages import raises
+from messages import raises, says
 
 LLAMA = {
     "hidden_size": 48,
@@ -179,7 +180,7 @@ def test_needless_refusals_become_pairs_of_the_buffer_and_the_closing_advice_wor
 ) -> None:
     run, model, harmless = tmp_path / "a run", world / "start" / "model", str(world / "harmless.jsonl")
     settings: dict[str, Any] = {"harmless": harmless, "start": str(model), "limit": 40, "dtype": "float32"}
-    run_stage("redteam", config(world, model, **settings), run)
+    run_stage("redteam", config(world, model, **settings, validation=0.2), run)
     found = json.loads((run / "redteam.json").read_text())["harmless"]
     funnel, rate = found["funnel"], found["over_refusal"]
     answers = read_completions(run / "harmless" / "completions.jsonl")
@@ -191,7 +192,7 @@ def test_needless_refusals_become_pairs_of_the_buffer_and_the_closing_advice_wor
     assert funnel["from_start"] > 5
     asked_again = read_completions(run / "start" / "completions.jsonl")
     assert len(asked_again) == len({one.prompt for one in asked_again}) == funnel["prompts_refused"]
-    pairs = read_pairs([run / "data" / "buffer" / "train.parquet"]).pairs
+    pairs = read_pairs(list((run / "data" / "buffer").glob("*.parquet"))).pairs
     assert len(pairs) == funnel["pairs"] == len({pair.prompt for pair in pairs})
     texts = {(one.prompt, one.text) for one in [*answers, *asked_again]}
     for pair in pairs:
@@ -207,12 +208,110 @@ def test_needless_refusals_become_pairs_of_the_buffer_and_the_closing_advice_wor
     for line, name in zip(printed, ("doctor", "train"), strict=True):
         command = shlex.split(line)
         assert command[:2] == ["bfpo", name]
-        assert {"buffer_weight=2", "dtype=float32"} <= set(command)
+        chosen = {"beta=0.1", "anchor_weight=0.3", "pairs_per_step=8", "max_steps=60", "learning_rate=0.0003"}
+        assert {"buffer_weight=2", "dtype=float32", *chosen} <= set(command)
+        held_out = f"eval_data.files={run / 'data' / 'main' / 'validation.parquet'}"
+        assert held_out in command
         result = CliRunner().invoke(app, command[1:])
         assert result.exit_code == 0, result.output
         assert name == "train" or "Under the reference: medians in nats an answer" in result.output
     done = json.loads((tmp_path / "a run-train" / "data.json").read_text())
-    assert (done["data"]["pairs"], done["buffer"]["pairs"]) == (len(main), len(pairs))
+    buffer = read_pairs([run / "data" / "buffer" / "train.parquet"]).pairs
+    assert (done["data"]["pairs"], done["buffer"]["pairs"]) == (len(main), len(buffer))
+    record = json.loads((tmp_path / "a run-train" / "run.json").read_text())
+    assert record["metrics"]["step"] == 60
+    assert record["metrics"]["eval_accuracy"] >= 0
+    assert not any("learned nothing" in remark["text"] for remark in record.get("remarks", ()))
+    assert record["metrics"]["loss_over_start"] < 0.9
+
+
+@pytest.mark.parametrize(
+    ("parameters", "steps", "rate"),
+    [(50_000, 60, 3e-4), (135_000_000, 60, 1e-4), (135_000_000, 600, 1e-4), (360_000_000, 60, 3e-5),
+     (7_000_000_000, 60, 8e-6), (7_000_000_000, 2000, 5e-7), (70_000_000_000, 2000, 5e-7)],
+)  # fmt: skip
+def test_the_learning_rate_is_that_of_a_model_of_this_size_and_moves_the_weights(
+    parameters: int, steps: int, rate: float
+) -> None:
+    assert _learning_rate(parameters, steps) == pytest.approx(rate)
+
+
+def test_what_cannot_be_compared_is_said_and_a_server_has_no_weights_here(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = world / "start" / "model"
+    with patch("bfpo.commands.redteam.fits_here", lambda _: False):
+        run_stage("redteam", config(world, model, limit=20), tmp_path / "run")
+    assert "beta 0.1 was not compared with the pairs: a training in one process is esti" in capsys.readouterr().out
+    given = config(world, model, limit=20).model_dump(exclude_unset=True)
+    for key in ("batch_size", "threads"):
+        del given[key]
+    served = RedteamConfig.model_validate({**given, "model": "their-model", "engine": "server", "url": "http://a/v1"})
+    printed = _advice(served, tmp_path / "run")
+    assert "FOLDER below: a folder or hub id with the weights that the server has." in printed
+    assert "--set model=FOLDER" in printed[-1]
+    assert "max_steps=60" in printed[-1]
+    assert "learning_rate=" not in printed[-1]
+
+
+def test_harmless_prompts_alone_make_a_buffer(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, run = world / "start" / "model", tmp_path / "run"
+    given = ["--model", str(model), "--harmless", str(world / "harmless.jsonl"), "--start", str(model)]
+    keys = ["limit=40", "max_new_tokens=24", "threads=1", "batch_size=128", "seed=1"]
+    given = ["redteam", *given, *(part for key in keys for part in ("--set", key))]
+    result = CliRunner().invoke(app, [*given, "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert "temperature: the first of" in result.output
+    assert "harmless prompts: 40 prompts" in result.output
+    result = CliRunner().invoke(app, [*given, "--out", str(run)])
+    assert result.exit_code == 0, result.output
+    assert not {"generate", "label"} & {path.name for path in run.iterdir()}
+    record = json.loads((run / "redteam.json").read_text())
+    assert record["funnel"] == {}
+    pairs = read_pairs([run / "data" / "buffer" / "train.parquet"]).pairs
+    assert len(pairs) == record["harmless"]["funnel"]["pairs"] > 5
+    assert not (run / "data" / "main").exists()
+    text = (run / "redteam.md").read_text()
+    assert "## Harmless prompts" in text
+    assert f"Temperature {record['temperature']:g}, chosen by incoherent sample answers" in text
+    assert "funnel.png" not in text
+    [doctor, add] = [line.strip() for line in result.output.splitlines() if line.startswith("  ") and "--set" in line]
+    assert CliRunner().invoke(app, shlex.split(doctor)[1:]).exit_code == 0
+    assert shlex.split(add)[1] == f"buffer.files={run / 'data' / 'buffer' / 'train.parquet'}"
+    page = tmp_path / "page.html"
+    assert CliRunner().invoke(app, ["report", str(run), "--out", str(page)]).exit_code == 0
+    assert "From harmless prompts to pairs of the buffer" in page.read_text()
+
+    # Answers that are there: nothing is generated, and no temperature is tried.
+    again = load_config(
+        RedteamConfig, None, [f"model={model}", f"harmless={run / 'harmless'}", f"start={run / 'start'}"]
+    )
+    assert "temperature: the first of" not in preview_stage("redteam", again)
+    run_stage("redteam", again, tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "redteam.json").read_text())["harmless"] == record["harmless"]
+    assert {path.name for path in (tmp_path / "again").iterdir() if path.is_dir()} == {"data"}
+
+
+def test_harmless_prompts_without_a_refusal_give_no_pair(world: Path, tmp_path: Path) -> None:
+    settings = [f"model={world / 'start' / 'model'}", f"harmless={world / 'harmless.jsonl'}", "limit=12", "threads=1"]
+    settings += ["max_new_tokens=8", "temperature=0.7"]
+    with (
+        patch("bfpo.commands.redteam.read_answers", lambda found, _: read_answers(found, [True] * len(found))),
+        raises(DataError, "48 answers to 12 harmless prompts"),
+    ):
+        run_stage("redteam", load_config(RedteamConfig, None, settings), tmp_path / "run")
+
+
+def test_needless_refusals_are_kept_where_no_harmful_prompt_gives_a_pair(
+    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "How do I"}) + "\n")
+    given = {"harmless": str(world / "harmless.jsonl"), "start": str(world / "start" / "model"), "limit": 40}
+    run = run_stage("redteam", config(tmp_path, world / "start" / "model", **given), tmp_path / "run").path
+    assert read_pairs([run / "data" / "buffer" / "train.parquet"]).pairs
+    assert not (run / "data" / "main").exists()
+    says(caplog, "no pair could be made of 4 completions", "only the buffer has pairs")
+    assert "The pairs for the buffer:" in capsys.readouterr().out
 
 
 def test_answers_that_are_there_are_not_made_again(world: Path, tmp_path: Path) -> None:
@@ -302,6 +401,42 @@ def test_a_model_that_is_never_coherent_gets_the_best_temperature_and_a_warning(
     assert ("even at the lowest one" in caplog.text) is (counts[-1] > 2)
 
 
+def test_the_start_says_what_is_likely_where_it_is_a_model(world: Path, tmp_path: Path) -> None:
+    model, given = world / "start" / "model", {"harmless": str(world / "harmless.jsonl")}
+    own = {"model": str(model), "revision": None}
+    start = {"model": "the/start", "revision": "abc"}
+    (tmp_path / "completions.jsonl").write_text("")
+    for engine in ("transformers", "vllm"):
+        values = {"engine": engine, "batch_size": None} if engine == "vllm" else {}
+        for settings, expected in (
+            ({}, own),
+            (given | {"start": "the/start", "start_revision": "abc"}, start),
+            (given | {"start": str(tmp_path)}, own),  # answers of the start
+        ):
+            asked = config(world, model, **settings).model_dump(exclude_unset=True) | values
+            asked = {key: value for key, value in asked.items() if not (engine == "vllm" and key == "threads")}
+            found = _coherence(RedteamConfig.model_validate(asked))
+            assert found is not None
+            assert found.model_dump(include={"model", "revision"}) == expected
+            assert found.dtype == ("auto" if engine == "vllm" else "float32")
+
+
+def test_a_temperature_is_tried_on_prompts_of_the_part_alone(world: Path, tmp_path: Path) -> None:
+    split = {"parts": {"redteam": 0.5, "test": 0.5}, "part": "redteam"}
+    asked, seen = config(world, world / "start" / "model", limit=10, temperature="auto", split=split), []
+
+    def watch(_: Any, completions: Any, prompts: Any) -> list[bool]:
+        seen.append({one.messages for one in prompts})
+        return [False] * len(completions)
+
+    with patch("bfpo.commands.redteam._sample_reader", sample_reader(watch)):
+        run_stage("redteam", asked, tmp_path / "run")
+    answers = read_completions(tmp_path / "run" / "temperature" / "1" / "completions.jsonl")
+    [prompts] = seen
+    assert {one.prompt for one in answers} <= prompts
+    assert 10 < len(prompts) < 130  # of 171
+
+
 def test_incoherent_answers_give_no_pair_and_stand_beside_the_unsafe_rate(world: Path, tmp_path: Path) -> None:
     def formless(*given: Any, **settings: Any) -> Verdict:
         return replace(panel_verdict(*given, **settings), well_formed=None)
@@ -375,6 +510,9 @@ def test_the_preview_says_who_judges_and_the_short_options_are_the_keys(world: P
         (["judges=oracle", "ranker=oracle", "temperature=-1"], "temperature"),
         (["judges=oracle", "ranker=oracle", "start=m"], "start"),
         (["judges=oracle", "ranker=oracle", "harmless=h.txt", "start_revision=main"], "start_revision"),
+        (["prompts=null"], "prompts"),
+        (["prompts=null", "harmless=h.txt", "judges=oracle"], "judges"),
+        (["prompts=null", "harmless=h.txt", "incoherent=keep"], "incoherent"),
     ],
 )
 def test_bad_settings(settings: list[str], key: str) -> None:

@@ -76,8 +76,10 @@ def test_a_constant_schedule_may_say_that_it_has_no_warm_up():
     assert load_config(AlignConfig, None, [*ALIGN, "lr_scheduler_type=constant_with_warmup", "warmup_steps=20"])
 
 
-def test_harmless_prompts_alone_are_no_red_teaming():
-    refused(RedteamConfig, ["model=m", "harmless=h.jsonl"], "prompts")
+def test_harmful_prompts_of_a_red_teaming_need_judges_and_a_ranker():
+    config = load_config(RedteamConfig, None, ["model=m", "harmless=h.jsonl"])
+    assert not {"judges", "ranker", "columns", "label_cache"} & set(config.resolved())
+    assert RedteamConfig.model_validate(config.resolved()) == config
     refused(RedteamConfig, ["model=m", "harmless=h.jsonl", "prompts=p.jsonl"], "judges", "ranker")
 
 
@@ -189,6 +191,7 @@ def test_unknown_key_names_file_line_and_nearest_key(tmp_path):
         ("max_steps=1.5", "max_steps"),
         ("method=dpo", "method"),
         ("trainable=some", "trainable"),
+        ("report_to=all", "report_to"),
         ("data=a.jsonl", "data"),
         ("data.files=[]", "data.files"),
         ("lora.r=0", "lora.r"),

@@ -25,6 +25,27 @@ def test_every_page_is_once_in_the_navigation_and_every_entry_is_a_page():
     assert folders <= {place.rpartition("/")[0] for place in PAGES}
 
 
+def test_no_page_loads_a_script_from_another_host():
+    config = (ROOT / "mkdocs.yml").read_text()
+    scripts = re.search(r"\n  polyfills:\n((?:    - \S+.*\n)+)", config)
+    assert scripts is not None  # else the plugin `offline` adds one
+    assert re.findall(r"- (\S+)", scripts[1]) == ["images/iframe-worker.js"]
+    assert (ROOT / "docs" / "images" / "iframe-worker.js").is_file()
+    assert "  font: false" in config
+
+
+def test_names_that_the_documents_import_are_on_the_page_of_the_python_api():
+    told = [path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]]
+    found = {
+        f"{module}.{name.strip()}"
+        for text in told
+        for module, names in re.findall(r"^ *from (bfpo\.[\w.]+) import ([\w, ]+)$", text, re.MULTILINE)
+        for name in names.split(",")
+    }
+    assert "bfpo.integrations.trl.TRLBFPOTrainer" in found
+    assert {f"::: {name}" for name in found} <= set(PAGES["reference/api.md"].split("\n\n"))
+
+
 @pytest.mark.parametrize("name", site.commands())
 def test_the_page_of_a_command_has_all_its_options_and_keys(name):
     page = PAGES[f"reference/commands/{name}.md"]

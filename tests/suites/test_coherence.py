@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from bfpo.generation.sampling import Answer
 from bfpo.policy.save import save_policy
 from bfpo.report.gather import gather
 from bfpo.report.headline import headline
+from bfpo.report.tables import suite_columns
 from bfpo.runs.stages import run_stage
 from bfpo.scores.records import CoherenceBound
 from bfpo.scores.scores import Judged, describe_coherence, score_rows
@@ -198,6 +200,11 @@ def test_the_reader_calls_shuffled_words_unlikely_and_leaves_out_what_it_must_no
     assert all(one.nats_per_token is None for one in alone)
 
 
+def refusing(rows: list[Judged]) -> list[Judged]:
+    """The same answers, refused where they are safe, of which every tenth was cut."""
+    return [replace(row, refused=row.safe, finished=n % 10 != 0) for n, row in enumerate(rows[:40])]
+
+
 def test_broken_text_counts_as_harmless_but_not_among_coherent_answers() -> None:
     rows = [Judged(str(n), f"p{n}", "harmful", safe=n % 4 != 0, coherent=n % 2 == 0) for n in range(40)]
     rows.append(Judged("blocked", "p99", "harmful", safe=None, coherent=None))
@@ -209,7 +216,10 @@ def test_broken_text_counts_as_harmless_but_not_among_coherent_answers() -> None
     beside = {one.metric: one.compared for one in values_of("s", "m", ["harmless"], rows)}
     assert beside["coherent"] is False
     assert beside["harmless_coherent"] is False
-    assert [one.metric for one in values_of("s", "m", ["refused"], rows)] == ["refused", "coherent"]
+    assert [one.metric for one in values_of("s", "m", ["refused"], rows)] == ["refused", "finished", "coherent"]
+    aside = {one.metric: one for one in values_of("s", "m", ["refused_harmful"], refusing(rows))}
+    assert list(aside) == ["refused_harmful", "finished", "coherent", "refused_coherent"]
+    assert [sum(one.by_item.values()) / len(one.by_item) for one in aside.values()] == [0.75, 0.9, 0.5, 0.5]
     unread = [Judged(str(n), "p", "harmful", safe=True) for n in range(3)]
     assert not {"coherent", "harmless_coherent"} & {score.metric for score in score_rows(unread)}
     assert [one.metric for one in values_of("s", "m", ["refused"], unread)] == ["refused"]
@@ -279,6 +289,12 @@ def test_evaluate_with_a_start_model_finds_the_text_that_the_text_alone_does_not
     found = [row for row in rows if row["model"] == "random" and "nats_per_token" in row]
     unlikely = [row["nats_per_token"] > bound["bound"] for row in found]
     assert sum(unlikely) > 15
+    counts = json.loads((read / "scores.json").read_text())["suites"][0]["incoherent"]
+    cut = {name: sum(row["model"] == name and not row["finished"] for row in rows) for name in ("start", "random")}
+    assert counts["start"] == {"cut": cut["start"]}
+    assert (counts["random"]["unlikely"], counts["random"].get("cut", 0)) == (sum(unlikely), cut["random"])
+    assert f"Of the answers of start: {cut['start']} cut at the token limit." in (read / "scores.md").read_text()
+    assert {(name, "finished") for name in cut} <= values(read).keys()
     assert ["unlikely" in row.get("incoherent", []) for row in found] == unlikely
     assert all("incoherent" not in row and row["nats_per_token"] < 1 for row in rows if row["model"] == "start")
     assert bound["own_above"]["value"] == 0.0
@@ -286,6 +302,9 @@ def test_evaluate_with_a_start_model_finds_the_text_that_the_text_alone_does_not
     assert "coherence" not in json.loads((alone / "scores.json").read_text())
     assert "from the text alone" in (alone / "scores.md").read_text()
     data = gather([read])
+    columns = {column.group: column.metric for column in suite_columns(data)}
+    beside = ("coherent", "refused_coherent", "finished")
+    assert [columns.get(name) for name in beside] == list(beside)
     told = headline(data)
     assert any("which favours random" in line for line in told.details)
     assert any("nats per token" in line for line in told.details)

@@ -117,14 +117,16 @@ class MachineDownError(Exception):
     """As if the machine had gone down."""
 
 
-def decided(settings: BestConfig, values: list[float], last: int = 100) -> tuple[HeldOutBest, list[tuple[bool, bool]]]:
+def decided(
+    settings: BestConfig, values: list[float], last: int = 100, named: str = ""
+) -> tuple[HeldOutBest, list[tuple[bool, bool]]]:
     """Return the callback and, for each value, whether it saved and whether it stopped."""
     keeper, state, found = HeldOutBest(settings), TrainerState(max_steps=last), []
     args = TrainingArguments(output_dir="unused", use_cpu=True, report_to="none")
     keeper.on_train_begin(args, state, TrainerControl())
     for step, value in enumerate(values, start=1):
         state.global_step, control = step, TrainerControl()
-        keeper.on_evaluate(args, state, control, metrics={f"eval_{settings.metric}": value})
+        keeper.on_evaluate(args, state, control, metrics={f"eval_{named or settings.metric}": value})
         found.append((control.should_save, control.should_training_stop))
     return keeper, found
 
@@ -166,5 +168,11 @@ def test_bad_settings(data: Path) -> None:
     with raises(ValueError, "probe.best"):
         align(data, probe={"harmful": "p.jsonl", "best": "harmful_refused"})
     held = {"files": str(data / "held.jsonl")}  # one pair, safe and unsafe
-    with raises(SettingError, "best.metric", mask="they have: .*"):
-        run_stage("train", align(data, eval_data=held, best={"metric": "unsafe-safe/accuracy"}), data / "run")
+    lacking = align(data, eval_data=held, best={"metric": "unsafe-safe/accuracy"})
+    with raises(SettingError, "best.metric"):
+        run_stage("train", lacking, data / "run")
+    assert not (data / "run" / "metrics.jsonl").exists()  # it is known before training
+    with raises(SettingError, "best.metric"):
+        preview_stage("train", lacking)
+    with raises(SettingError, "best.metric"):  # what only the method decides, such as pairs that it drops
+        decided(BestConfig(metric="safe-safe/accuracy"), [0.5], named="safe-safe/loss")

@@ -17,7 +17,7 @@ from bfpo.data.labels import CELLS
 from bfpo.data.store import write_tokens
 from bfpo.data.tokenize import TokenPair
 from bfpo.objective.methods import BFPO, METHODS, make_method
-from bfpo.training.forecast import ForecastFile, forecast, forecast_lines, forecast_table
+from bfpo.training.forecast import ForecastFile, forecast, forecast_lines, forecast_table, reaching_beta
 from losses import PLAIN
 
 SETTINGS: dict[str, dict[str, float]] = {
@@ -152,6 +152,7 @@ def test_every_method_as_its_formulas_say(name: str, reduction: str, tmp_path: P
         assert forecast([stored, buffer], method, reduction=reduction) == found
         assert method.squared or "Expect no change" not in found.warning
         assert all(len(line) < 160 for line in forecast_lines(found))
+        assert forecast_lines(found)[-1].startswith("level: needs nothing; short: needs more than the")
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in PLAIN])
@@ -284,6 +285,32 @@ def test_the_advised_beta_silences_the_sentence(needed: float) -> None:
     beta = float(text.split("beta to ")[1].split(" or less")[0])
     assert said(pairs, beta) == ""
     assert sum(20 * p.ref_rejected_logps / -20 - 20 <= 1 / beta for p in pairs if p.ref_rejected_logps) >= 3
+
+
+@pytest.mark.parametrize(
+    ("needed", "beta"),
+    [
+        ([-3, -8], 0.1),  # none is behind
+        ([-30, 2, 3, 9, 40], 0.1),  # a quarter of four
+        ([2, 9, 11], 0.05),
+        ([2, 9, 11, 11, 19, 30], 0.05),
+        ([2, 9, 25, 25], 0.03),
+        ([50, 60, 90, 99], 0.01),
+        ([500, 600], 0.01),  # none reaches
+    ],
+)
+@pytest.mark.parametrize("start", [0.01, 0.3])
+def test_the_largest_beta_is_chosen_at_which_a_quarter_stays_behind(
+    needed: list[float], beta: float, start: float
+) -> None:
+    method, betas = make_method("bfpo", beta=start), (0.1, 0.05, 0.03, 0.01)
+    pairs = conflicts(needed)
+    assert reaching_beta([pairs], method, betas) == beta
+    # The buffer's pairs of two safe sides do not count beside them; alone they do, at half the target.
+    buffer = [pair(-200.0, -10.0, (20, 20), (1.0, 1.0))] * 9
+    assert reaching_beta([pairs, buffer], method, betas) == beta
+    halved = [pair(-20.0 - n, -20.0, (20, 20), (1.0, 1.0)) for n in (4, 6, 9)]
+    assert reaching_beta([halved], method, betas) == 0.05
 
 
 def test_the_table_has_a_line_for_each_cell_that_has_pairs() -> None:

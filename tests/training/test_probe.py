@@ -303,6 +303,7 @@ def test_a_training_that_moves_nothing_says_so_in_its_last_line(
     with caplog.at_level("INFO"):
         run_stage("train", align(world), tmp_path / "run", resume=True)
     assert "behaviour unchanged" in caplog.records[-1].getMessage()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["probe_seconds"] > 0
 
 
 @pytest.mark.parametrize("stage", ["sft", "train"])
@@ -442,16 +443,31 @@ def test_a_condition_stops_the_run(
     assert "step 4" in remarks(tmp_path / "run")["stopped"]["text"]
 
 
+def test_a_condition_relative_to_the_start_stops_a_run_whose_start_refuses_more(
+    world: Path, tmp_path: Path, scripted: Any
+) -> None:
+    config = sft(world, "start", "taught", probe=probe(world, stop="harmless_refused > start + 0.1"), max_steps=20)
+    scripted((0, 4), (12, 5), (15, 6))
+    folder = run_stage("sft", config, tmp_path / "run")
+    assert max(row["step"] for row in folder.read_metrics()) == 4
+    assert "harmless_refused > start + 0.1" in remarks(tmp_path / "run")["stopped"]["text"]
+
+
 def test_a_run_that_was_stopped_says_so_where_an_earlier_checkpoint_is_kept(
     world: Path, tmp_path: Path, scripted: Any
 ) -> None:
     data = {"files": str(world / "comply.jsonl")}  # what is learned makes it worse
     by = {"eval_data": data, "eval_steps": 1, "best": {"metric": "loss"}}
     config = sft(world, "start", "taught", probe=probe(world, stop="harmless_refused > 0.25"), max_steps=20, **by)
-    scripted((0, 0), (12, 2), (15, 5))
+    scripted((0, 0), (12, 2), (15, 5), (14, 1))
     run_stage("sft", config, tmp_path / "run")
     assert "step 4" in remarks(tmp_path / "run")["stopped"]["text"]
     assert "of step 1 of 4" in remarks(tmp_path / "run")["best"]["text"]
+    # What is said of its behaviour is that of the model that is kept, which no probe had asked.
+    assert "of 16 harmful prompts 14 are refused" in remarks(tmp_path / "run")["behaviour_changed"]["text"]
+    assert json.loads((tmp_path / "run" / "probe.json").read_text())["step"] == 1
+    rows = rows_of(tmp_path / "run", of_probe=True)
+    assert [(row["step"], row["probe/harmful/refused"]) for row in rows][-1] == (1, 14 / 16)
 
 
 def test_a_condition_that_holds_at_the_start_is_refused(world: Path, tmp_path: Path, scripted: Any) -> None:
@@ -486,14 +502,33 @@ def test_a_sharded_model_is_refused(world: Path, tmp_path: Path, monkeypatch: py
 
 def test_rules_are_read() -> None:
     figures = dict(zip(FIGURES, (0.5, 0.4, 0.1, 0.2, 0.8, 0.0), strict=True))
-    assert Condition.read(" harmless_refused>=.2 ").holds(figures)
-    assert not Condition.read("harmless_refused > 0.2").holds(figures)
-    assert BestRule.read("harmful_refused").score(figures) == 0.5
-    assert BestRule.read("-2*harmless_refused + harmful_refused").score(figures) == pytest.approx(0.1)
-    assert BestRule.read("harmful_refused + 0.5 * harmful_refused").score(figures) == pytest.approx(0.75)
+    assert Condition.read(" harmless_refused>=.2 ").holds(figures, {})
+    assert not Condition.read("harmless_refused > 0.2").holds(figures, {})
+    assert BestRule.read("harmful_refused").score(figures, {}) == 0.5
+    assert BestRule.read("-2*harmless_refused + harmful_refused").score(figures, {}) == pytest.approx(0.1)
+    assert BestRule.read("harmful_refused + 0.5 * harmful_refused").score(figures, {}) == pytest.approx(0.75)
     rule = BestRule.read("harmful_refused if harmless_refused <= 0.2 and harmful_incoherent < 0.1")
-    assert rule.score(figures) is None
-    assert rule.score({**figures, "harmful_incoherent": 0.0}) == 0.5
+    assert rule.score(figures, {}) is None
+    assert rule.score({**figures, "harmful_incoherent": 0.0}, {}) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("harmless_refused > start + 0.1", False),  # .3, from .2: the sum is not .3 in binary
+        ("harmless_refused >= start+.1", True),
+        ("harmless_refused > start + 0.09", True),
+        ("harmless_refused > start", True),
+        ("harmless_refused < start", False),
+        ("harmless_refused < start - 0.1", False),
+        ("harmful_refused <= start - 0.2", True),
+    ],
+)
+def test_a_condition_may_be_relative_to_the_start(text: str, holds: bool) -> None:
+    start, now = {"harmless_refused": 0.2, "harmful_refused": 0.9}, {"harmless_refused": 0.3, "harmful_refused": 0.7}
+    condition = Condition.read(text)
+    assert condition.holds(now, start) == holds
+    assert Condition.read(str(condition)) == condition
 
 
 @pytest.mark.parametrize(
@@ -501,6 +536,10 @@ def test_rules_are_read() -> None:
     [
         ({"stop": "harmless_refused"}, "stop"),
         ({"stop": "harmless_refused > 10"}, "stop"),
+        ({"stop": "harmless_refused > start 0.1"}, "stop"),
+        ({"stop": "harmless_refused > start + "}, "stop"),
+        ({"stop": "harmless_refused > + 0.1"}, "stop"),
+        ({"stop": "harmless_refused > start + 2"}, "stop"),
         ({"stop": ["harmless_refusal > 0.1"]}, "stop"),
         ({"stop": "harmless_refused > 0.1 or harmful_refused > 0.9"}, "stop"),
         ({"best": "harmful_refused harmless_refused"}, "best"),

@@ -92,6 +92,10 @@ def test_a_dry_run_of_train_says_what_the_training_then_does(files: Path, tmp_pa
     assert found == pytest.approx((losses[0] + 2 * losses[1]) / 0.01, rel=1e-5)
     assert main == pytest.approx(losses[0] / 0.01, rel=1e-5)
     assert "without the anchor" in text
+    anchor = float(said(text, r"anchor of the first steps: about ([\d.e+]+), that of 8 pairs now"))
+    assert planned["expected_anchor_loss"] == pytest.approx(anchor, rel=1e-3)
+    assert anchor == pytest.approx(logged[0]["anchor_loss"], rel=0.5)  # of other pairs
+    assert " in all; scaled" in text
     counts = [2 + (2 + i % 4) + 3 for i in range(9)]  # with an end token each
     assert f"a step: 9 + 9 pairs, about {sum(counts) + 9 * sum(counts[:5]) / 5:,.0f} tokens" in text
     assert "measured steps of 4 + 4 pairs" in text
@@ -115,6 +119,7 @@ def test_a_dry_run_of_train_says_what_the_training_then_does(files: Path, tmp_pa
         ({"method": "dpo_safe_first"}, "expected first loss: 0.693147; what"),
         ({"method": "ipo", "max_steps": 7, "pairs_per_step": 2, "reference": "swap", "reference_cache": None},
          "optimizer steps: 7 (5 are a pass over the data), warm-up: 1 of them"),
+        ({"eval_data": {"files": "buffer.jsonl"}, "eval_steps": 2}, "in all without held-out evaluations; scaled"),
         ({"method": "modpo", "margin_model": "start"}, "expected first loss: not known beforehand"),
         ({"lora": {"r": 2, "target_modules": ["q_proj"]}, "max_steps": 1}, "warm-up: 1 of them"),
     ],

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments, get_scheduler
 
 from bfpo.config.train import SCHEDULES
-from bfpo.training.schedule import FromFirstStep, WarmTrainer
+from bfpo.training.schedule import FromFirstStep, WarmTrainer, no_change, steps_of
 
 
 def rates(schedule: Any, steps: int) -> list[float]:
@@ -86,3 +86,37 @@ def test_a_resumed_run_goes_on_with_its_own_warm_up(tmp_path: Path, kind: str) -
         again = made(tmp_path, kind, 4, 10)
         assert isinstance(again, FromFirstStep)
         assert goes_on(again, state, first.optimizer.state_dict(), 8) == rates(whole(*arguments), 10)[2:]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("rate", "steps", "weights", "optim", "said"),
+    [
+        (5e-7, 1, 26_542_080, "adamw_torch", True),
+        (5e-7, 1, 7_000_000_000, "adamw_torch", True),
+        (5e-7, 1000, 7_000_000_000, "adamw_torch", False),  # a recipe that works
+        (5e-7, 10, 7_000_000_000, "adamw_torch", False),
+        (5e-7, 10, 26_542_080, "adamw_torch_fused", True),
+        (1e-4, 60, 26_542_080, "adamw_torch_fused", False),  # each of the real rounds
+        (1.5e-4, 200, 134_515_008, "adamw_torch_fused", False),
+        (1e-9, 100, 10, "lion_32bit", True),
+        (1e-9, 100, 10, "sgd", False),
+        (1e-9, 100, 10, "adafactor", False),
+    ],
+)
+def test_steps_that_are_too_few_and_too_small_are_named(
+    tmp_path: Path, rate: float, steps: int, weights: int, optim: str, said: bool
+) -> None:
+    args = TrainingArguments(str(tmp_path), learning_rate=rate, optim=optim, use_cpu=True, report_to="none")
+    text = no_change(args, steps, weights)
+    assert (text != "") == said
+    if said:
+        assert text.startswith(f"expect no change of behaviour: {steps:,} step")
+        assert f"a weight by about {rate * steps:.1g} at most" in text
+
+
+def test_the_steps_of_a_training(tmp_path: Path) -> None:
+    common: Any = {"use_cpu": True, "report_to": "none"}
+    assert steps_of(TrainingArguments(str(tmp_path), max_steps=7, **common), 100, 32) == 7
+    assert steps_of(TrainingArguments(str(tmp_path), num_train_epochs=2, **common), 100, 32) == 8
+    dropping = TrainingArguments(str(tmp_path), num_train_epochs=2, dataloader_drop_last=True, **common)
+    assert steps_of(dropping, 100, 32) == 6

@@ -173,6 +173,16 @@ def test_a_model_with_dropout_passes_the_check_of_its_rows(tmp_path: Path) -> No
     assert math.isfinite(made.state.log_history[0]["loss"])
 
 
+def test_a_run_shorter_than_its_interval_of_logs_has_a_loss(tmp_path: Path) -> None:
+    model, data = tiny_model(dtype=torch.float64), texts()
+    with torch.no_grad():
+        expected = float(by_the_definition(model, data))
+    made = trainer(tmp_path, model, data, logging_steps=10)
+    made.train()
+    (row,) = made.state.log_history
+    assert row["loss"] == row["train_loss"] == pytest.approx(expected, rel=1e-12)
+
+
 def test_the_same_rows_are_scored_before_the_first_step_and_at_the_end(tmp_path: Path) -> None:
     """Without dropout, and without a change of what is trained: its random numbers would be others."""
     data, trained = texts(), []

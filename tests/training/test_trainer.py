@@ -409,6 +409,7 @@ def test_the_logged_loss_is_the_mean_of_what_the_gradients_are_of(tmp_path: Path
     assert [row["loss"] for row in rows[3] if "loss" in row] == [
         pytest.approx(sum(losses[:3]) / 3, rel=1e-12),
         pytest.approx(sum(losses[3:6]) / 3, rel=1e-12),
+        pytest.approx(losses[6], rel=1e-12),
     ]
     assert rows[3][-1]["train_loss"] == pytest.approx(sum(losses) / 7, rel=1e-12)
     assert rows[3][-1]["main/num_pairs"] == 4  # what came after the last row

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,12 +17,21 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
-from bfpo.config import GenerateConfig, LabelConfig, PrepareConfig, RedteamConfig, StageConfig
+from bfpo.config import (
+    AlignConfig,
+    GenerateConfig,
+    LabelConfig,
+    PrepareConfig,
+    RedteamConfig,
+    StageConfig,
+    load_config,
+)
 from bfpo.config.label import LabelCoherence
 from bfpo.core.console import show
-from bfpo.core.errors import DataError, SettingError
+from bfpo.core.errors import BfpoError, DataError, ModelError, SettingError
 from bfpo.core.records import load
 from bfpo.core.schema import Completion, Prompt
 from bfpo.data.prompts import read_prompt_files
@@ -43,10 +54,14 @@ from bfpo.judges.label_report import (
 from bfpo.judges.needless import ReadAnswer, buffer_pairs, needless_text, over_refusal, read_answers, refused_prompts
 from bfpo.judges.records import NeedlessRefusals, RedteamFile, TriedTemperature
 from bfpo.plots.style import CELL_COLOURS, INK, METHOD_COLOURS, MUTED, figure_style, png_bytes, svg_bytes
+from bfpo.policy.skeleton import make_skeleton
+from bfpo.policy.source import read_config
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.scores.records import ScoresFile
 from bfpo.suites.coherence import CoherenceReader, reader_of
+from bfpo.training.diagnosis import fits_here
+from bfpo.training.rehearsal import sampled_forecast
 
 __all__ = ["preview", "run"]
 
@@ -55,20 +70,26 @@ _log = logging.getLogger(__name__)
 GENERATE, LABEL, DATA = "generate", "label", "data"
 TEMPERATURE, HARMLESS, START = "temperature", "harmless", "start"
 PAIRS, BUFFER = f"{DATA}/main/train.parquet", f"{DATA}/buffer/train.parquet"
+HELD_OUT = f"{DATA}/main/validation.parquet"
 COMPLETIONS, NEEDLESS, BUFFER_PAIRS = "completions.jsonl", "needless.jsonl", "buffer.jsonl"
 
 _TEMPERATURES = (1.0, 0.7, 0.5, 0.3)  # tried in this order
 _SAMPLE, _SAMPLE_TOKENS = 16, 64  # answers of a try, and most tokens of each
 _MOST_INCOHERENT = 0.125  # share of the sample up to which a temperature is taken
 _BUFFER_WEIGHT = 2  # a pair of two safe sides pulls half as hard as one of harm: with it both streams are learned
+_BETAS = (0.1, 0.05, 0.03, 0.01)  # both answers are the model's own, so that few nats can do
+_ANCHOR_WEIGHT, _PAIRS_PER_STEP, _FEWEST_STEPS = 0.3, 8, 60
+# Learning rates that worked by parameters of the model: the closed world, SmolLM2, and the paper's 30K pairs by 32.
+_RATES = {1e5: 3e-4, 1.35e8: 1e-4, 7e9: 5e-7}
+_PAPER_STEPS = 937
 
 
 def run(config: RedteamConfig, folder: RunFolder) -> None:
     """Write `generate/`, `label/` and `data/`, the report `redteam.md` and `redteam.json`, and the funnel's figure.
 
     `data/main/train.parquet` holds the pairs, in the format of `bfpo prepare`, ready for `bfpo train`; with `harmless`,
-    `data/buffer/train.parquet` those of needless refusals. Raises the errors of the three stages, and `DataError` with
-    the counts of the funnel if no pair can be made.
+    `data/buffer/train.parquet` those of needless refusals. Without `prompts` there are only the latter. Raises the
+    errors of the three stages, and `DataError` with the counts of the steps if no pair can be made.
     """
     if not folder.is_writer:
         return
@@ -81,16 +102,41 @@ def _attack(config: RedteamConfig, folder: RunFolder) -> None:
         config = config.model_copy(update={"dtype": folder.config["dtype"]})  # a run of before names the number type
     check_opinions(config.judges, config.ranker)
     _check_start(config)
-    folder.add_data("prompts", config.prompts)
+    if config.prompts is not None:
+        folder.add_data("prompts", config.prompts)
     for name in ("harmless", "start"):
         place = getattr(config, name)
         if place is not None and (name == "harmless" or _answers_in(place)):
             folder.add_data(name, _answers_in(place) or place)
     temperature, tried = _temperature(config, folder)
     config = config.model_copy(update={"temperature": temperature})
-    _run("generate", _generate(config), folder.path / GENERATE)
-    labelled = _run("label", _label(config, folder.path), folder.path / LABEL)
+    labelled = None
+    if config.prompts is not None:
+        _run("generate", _generate(config), folder.path / GENERATE)
+        labelled = _run("label", _label(config, folder.path), folder.path / LABEL)
     needless = _needless(config, folder)
+    text, record = f"Model: {config.model}", RedteamFile()
+    if labelled is not None:
+        text, record = _labelled(config, folder, labelled)
+    if tried:
+        text += f"\n\n{tried_text(temperature, tried)}"
+        record = replace(record, temperature=temperature, tried=tried)
+    folder.write_json("redteam.json", replace(record, harmless=needless))
+    drawn = "" if labelled is None else "\n\n![What became of the completions](funnel.png)"
+    sections = {"Red-teaming": f"{text}{drawn}"}
+    if needless is not None:
+        sections["Harmless prompts"] = needless_text(needless, config.confidence)
+    first, *others = sections.items()
+    parts = [f"# {first[0]}\n\n{first[1]}", *(f"## {title}\n\n{part}" for title, part in others)]
+    folder.write_text("redteam.md", "\n\n".join(parts) + "\n")
+    folder.add_facts(funnel=record.funnel, cells=record.cells)
+    folder.write_card("Red-team pairs", sections)
+    show("\n\n".join([text, *(part for _, part in others)]))
+    _prepare_pairs(config, folder, record.funnel, {} if needless is None else needless.funnel)
+
+
+def _labelled(config: RedteamConfig, folder: RunFolder, labelled: RunFolder) -> tuple[str, RedteamFile]:
+    """Return the report on the judged answers as Markdown, and its record; write the figure of the funnel."""
     funnel: dict[str, int] = labelled.record["funnel"]
     completions = read_completions(folder.path / GENERATE / COMPLETIONS, thinking=config.thinking)
     answers = Answers(completions, labelled.path / "verdicts.jsonl")
@@ -98,8 +144,6 @@ def _attack(config: RedteamConfig, folder: RunFolder) -> None:
     cells: dict[str, int] = labelled.record["labels"]["cells"]
     fits = load(ScoresFile, labelled.path / "scores.json").judge_fit
     text = redteam_text(config.model, funnel, cells, rates, answers.unscored, config.confidence)
-    if tried:
-        text += f"\n\n{tried_text(temperature, tried)}"
     text += f"\n\n{fit_table(fits)}" if fits else ""
     if config.soft_labels and (turned := soft_label_warning(answers.verdicts)):
         text += f"\n\nWarning: {turned}."
@@ -107,22 +151,22 @@ def _attack(config: RedteamConfig, folder: RunFolder) -> None:
     figure = _funnel_figure([(name, funnel[name]) for name in steps], cells)
     folder.write_bytes("funnel.png", png_bytes(figure))
     folder.write_bytes("funnel.svg", svg_bytes(figure, salt="funnel"))
-    record = RedteamFile(funnel, cells, rates, answers.unscored, judge_fit=fits, harmless=needless)
-    folder.write_json("redteam.json", replace(record, temperature=temperature, tried=tried) if tried else record)
-    sections = {"Red-teaming": f"{text}\n\n![What became of the completions](funnel.png)"}
-    if needless is not None:
-        sections["Harmless prompts"] = needless_text(needless, config.confidence)
-    first, *others = sections.items()
-    parts = [f"# {first[0]}\n\n{first[1]}", *(f"## {title}\n\n{part}" for title, part in others)]
-    folder.write_text("redteam.md", "\n\n".join(parts) + "\n")
-    folder.add_facts(funnel=funnel, cells=cells)
-    folder.write_card("Red-team pairs", sections)
-    show("\n\n".join([text, *(part for _, part in others)]))
-    if funnel["pairs"] == 0:
-        raise DataError(_no_pair(funnel))
-    has_buffer = needless is not None and needless.funnel["pairs"] > 0
-    _run("prepare", _prepare(config, folder.path, has_buffer=has_buffer), folder.path / DATA)
-    for line in _advice(config, folder.path, has_buffer=has_buffer):
+    return text, RedteamFile(funnel, cells, rates, answers.unscored, judge_fit=fits)
+
+
+def _prepare_pairs(
+    config: RedteamConfig, folder: RunFolder, funnel: Mapping[str, int], needless: Mapping[str, int]
+) -> None:
+    """Run `prepare` on the pairs of both streams that there are, and show what to do with them."""
+    streams = [name for name, counts in (("main", funnel), ("buffer", needless)) if counts.get("pairs")]
+    problems = [_no_pair(funnel)] if funnel and "main" not in streams else []
+    problems += [_no_buffer_pair(needless)] if needless and "buffer" not in streams else []
+    if not streams:
+        raise DataError("; ".join(problems))
+    if "main" not in streams and problems:
+        _log.warning("%s; only the buffer has pairs", problems[0])
+    _run("prepare", _prepare(config, folder.path, streams), folder.path / DATA)
+    for line in _advice(config, folder.path):
         show(line)
 
 
@@ -157,6 +201,17 @@ def _no_pair(funnel: Mapping[str, int]) -> str:
     )
 
 
+def _no_buffer_pair(needless: Mapping[str, int]) -> str:
+    """Return the message that no pair could be made of harmless prompts, with the counts of the steps."""
+    found = (
+        f"no pair for the buffer could be made of {needless['completions']} answers to {needless['prompts']} harmless "
+        f"prompts: {needless['refused']} refused, {needless['incoherent']} incoherent"
+    )
+    if not needless["prompts_refused"]:
+        return f"{found}; no coherent answer refuses: the model needs no such pairs, or try other prompts"
+    return f"{found}, none that complies to a prompt that is refused; set start to a model that answers them"
+
+
 def _incoherent(config: RedteamConfig, completions: Sequence[Completion]) -> list[bool]:
     """Return whether each completion is no coherent text; the likelihood under a model that is here counts too."""
     prompts = [one.prompt for one in completions]
@@ -183,10 +238,16 @@ def _sample_reader(config: RedteamConfig, prompts: Sequence[Prompt]) -> Coherenc
 
 
 def _coherence(config: RedteamConfig) -> LabelCoherence | None:
-    """Return the model that is attacked as the one that says how likely it finds its answers; `None` if not here."""
-    if config.engine != "transformers":
+    """Return the model under which answers must be likely: the start, else the attacked one; `None` behind a server.
+
+    A model that degenerated in an earlier round may find its own junk likely.
+    """
+    if config.engine == "server":
         return None
-    return LabelCoherence.model_validate(_given(config, LabelCoherence.model_fields))
+    given = {**({"dtype": "auto"} if config.engine == "vllm" else {}), **_given(config, LabelCoherence.model_fields)}
+    if config.start is not None and _answers_in(config.start) is None:
+        given |= {"model": config.start, "revision": config.start_revision}
+    return LabelCoherence.model_validate(given)
 
 
 # ------------------------------------------------------------------------------------------------- the temperature
@@ -199,15 +260,21 @@ def _temperature(config: RedteamConfig, folder: RunFolder) -> tuple[float, list[
     """
     if config.temperature != "auto":
         return config.temperature, []
+    if config.prompts is None and _answers_in(config.harmless or ""):
+        return 0.0, []  # nothing is sampled
     tried: list[TriedTemperature] = []
     keys = {
         "num_completions": 1,
         "max_new_tokens": min(config.max_new_tokens, _SAMPLE_TOKENS),
         "limit": min(config.limit or _SAMPLE, _SAMPLE),
     }
-    prompts = read_prompt_files([config.prompts], columns=config.columns, bad_rows=config.bad_rows).prompts
+    asked = {} if config.prompts is not None else _harmless_asked(config)
+    sampled = _generate(config, temperature=1.0, **keys, **asked)
+    found = read_prompt_files([sampled.prompts], columns=sampled.columns, bad_rows=config.bad_rows).prompts
+    prompts = part_of(found, config.split)
     for value in _TEMPERATURES:
-        made = _run("generate", _generate(config, temperature=value, **keys), folder.path / TEMPERATURE / f"{value:g}")
+        sample = sampled.model_copy(update={"temperature": value})
+        made = _run("generate", sample, folder.path / TEMPERATURE / f"{value:g}")
         answers = read_completions(made.path / COMPLETIONS, thinking=config.thinking)
         written = [one for one in answers if not one.blocked and (one.text.strip() or not one.reasoning)]
         # The model is loaded for each try, so that it takes no memory beside the one that generates.
@@ -232,12 +299,16 @@ def _needless(config: RedteamConfig, folder: RunFolder) -> NeedlessRefusals | No
         return None
     made = _answers_in(config.harmless)
     if made is None:
-        asked = _generate(config, prompts=config.harmless, columns=config.harmless_columns)
-        made = _run("generate", asked, folder.path / HARMLESS).path / COMPLETIONS
+        made = _run("generate", _generate(config, **_harmless_asked(config)), folder.path / HARMLESS).path / COMPLETIONS
     answers = _read_answers(config, made)
     pairs, funnel = buffer_pairs(answers, _start_answers(config, folder, answers))
     folder.write_jsonl(BUFFER_PAIRS, map(pair_row, pairs))
     return NeedlessRefusals(funnel, over_refusal(answers, confidence=config.confidence))
+
+
+def _harmless_asked(config: RedteamConfig) -> dict[str, Any]:
+    """Return the keys of `generate` that ask the harmless prompts."""
+    return {"prompts": config.harmless, "columns": config.harmless_columns}
 
 
 def _start_answers(config: RedteamConfig, folder: RunFolder, answers: Sequence[ReadAnswer]) -> list[ReadAnswer]:
@@ -269,17 +340,22 @@ def preview(config: RedteamConfig) -> list[str]:
     """Return what would be generated, and which judges and ranker would be asked."""
     check_opinions(config.judges, config.ranker)
     _check_start(config)
-    judges = ", ".join(judge.title for judge in config.judges)
     lines = []
-    if config.temperature == "auto":
+    asks = config.prompts is not None or _answers_in(config.harmless or "") is None
+    if config.temperature == "auto" and asks:
         tried = ", ".join(f"{value:g}" for value in _TEMPERATURES)
         lines.append(
             f"temperature: the first of {tried} at which at most 1 in 8 of {min(config.limit or _SAMPLE, _SAMPLE)} "
             "sample answers are incoherent"
         )
         config = config.model_copy(update={"temperature": _TEMPERATURES[0]})
-    lines = [preview_stage("generate", _generate(config)), *lines]
-    lines.append(f"judged by {judges}, ranked by {config.ranker.title}")
+    if config.prompts is not None:
+        assert config.ranker is not None  # checked by the config
+        judges = ", ".join(judge.title for judge in config.judges)
+        lines = [preview_stage("generate", _generate(config)), *lines]
+        lines.append(f"judged by {judges}, ranked by {config.ranker.title}")
+    elif asks:
+        lines = [preview_stage("generate", _generate(config, **_harmless_asked(config))), *lines]
     if config.harmless is not None:
         lines += _preview_harmless(config)
     return lines
@@ -318,45 +394,115 @@ def _label(config: RedteamConfig, out: Path) -> LabelConfig:
     return LabelConfig.model_validate({**given, "completions": str(out / GENERATE / COMPLETIONS)})
 
 
-def _prepare(config: RedteamConfig, out: Path, *, has_buffer: bool) -> PrepareConfig:
+def _prepare(config: RedteamConfig, out: Path, streams: Sequence[str]) -> PrepareConfig:
     """Return the mixture; near-duplicate prompts are variants of one attack and stay in one split."""
-    sources = [{"name": "redteam", "files": [str(out / LABEL / "pairs.jsonl")], "layout": "bfpo"}]
-    if has_buffer:
-        sources.append({"name": "needless", "files": [str(out / BUFFER_PAIRS)], "layout": "bfpo", "stream": "buffer"})
+    made = {"main": ("redteam", f"{LABEL}/pairs.jsonl"), "buffer": ("needless", BUFFER_PAIRS)}
+    sources = [
+        {"name": made[stream][0], "files": [str(out / made[stream][1])], "layout": "bfpo", "stream": stream}
+        for stream in streams
+    ]
     splits = {"validation": config.validation, "test": 0.0}
     return PrepareConfig.model_validate({"sources": sources, "splits": splits, "seed": config.seed})
 
 
-def _advice(config: RedteamConfig, out: Path, *, has_buffer: bool) -> list[str]:
+# ------------------------------------------------------------------------------------------------------ the advice
+
+
+def _advice(config: RedteamConfig, out: Path) -> list[str]:
     """Return the closing lines: where the pairs are, and commands that take them as they are printed."""
-    settings: dict[str, Any] = {
-        "model": config.model if config.engine != "server" else "FOLDER"
-    }  # a server's name is no folder
+    manifest = json.loads((out / DATA / "manifest.json").read_text(encoding="utf-8"))
+    rows = {f"{DATA}/{name}": facts["rows"] for name, facts in manifest["files"].items()}
+    main = PAIRS if PAIRS in rows else BUFFER
+    is_here = config.engine != "server" or Path(config.model).is_dir()
+    settings: dict[str, Any] = {"model": config.model if is_here else "FOLDER"}
     settings |= {
         key: getattr(config, key)
         for key in ("revision", "dtype", "chat_template", "chat_template_kwargs")
         if key in config.model_fields_set and getattr(config, key) not in ("auto", "float16", None, {})
     }
-    settings["data.files"] = out / PAIRS
-    if has_buffer:
-        settings |= {"buffer.files": out / BUFFER, "buffer_weight": _BUFFER_WEIGHT}
-    given = " ".join(f"--set {shlex.quote(f'{key}={_as_yaml(value)}')}" for key, value in settings.items())
-    where = f"{out / PAIRS}; for the buffer: {out / BUFFER}" if has_buffer else f"{out / PAIRS}"
+    settings["data.files"] = out / main
+    buffer = {"buffer.files": out / BUFFER, "buffer_weight": _BUFFER_WEIGHT}
+    if main not in rows:
+        return [f"\nAll pairs are held out ({out / DATA}): lower validation."]
+    places = (str(out / name) for name in (PAIRS, BUFFER) if name in rows)
+    lines = [f"\nThe pairs{'' if main == PAIRS else ' for the buffer'}: {'; for the buffer: '.join(places)}."]
+    lines += [] if is_here else ["FOLDER below: a folder or hub id with the weights that the server has."]
+    if main == PAIRS:
+        settings |= buffer if BUFFER in rows else {}
+        settings |= {"eval_data.files": out / HELD_OUT} if HELD_OUT in rows else {}
+        chosen, said = _chosen(settings, rows[main], is_here=is_here)
+        settings |= chosen
+        lines += said
+    else:
+        settings["beta"] = _BETAS[0]
+    lines += ["What beta asks of them, before any training:", f"  bfpo doctor --data {_as_options(settings)}"]
+    if main == PAIRS:
+        lines.append(f"To train on them{'' if BUFFER in rows else ', without a buffer'}:")
+        return [*lines, f"  bfpo train {_as_options(settings)} --out {shlex.quote(_free(f'{out}-train'))}"]
     return [
-        f"\nThe pairs: {where}. What beta asks of them, before any training:",
-        f"  bfpo doctor --data {given}",
-        f"To train on them{'' if has_buffer else ', without a buffer'}:",
-        f"  bfpo train {given} --out {shlex.quote(_free(f'{out}-train'))}",
+        *lines,
+        "Training on them alone would undo refusals of harm. Add them to a bfpo train on pairs of harmful prompts:",
+        f"  {_as_options(buffer)}",
     ]
+
+
+def _as_options(settings: Mapping[str, Any]) -> str:
+    return " ".join(f"--set {shlex.quote(one)}" for one in _as_texts(settings))
+
+
+def _as_texts(settings: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={json.dumps(value) if isinstance(value, dict) else value}" for key, value in settings.items()]
+
+
+def _chosen(settings: Mapping[str, Any], num_pairs: int, *, is_here: bool) -> tuple[dict[str, Any], list[str]]:
+    """Return beta, anchor, steps and learning rate for the pairs, as `docs/choosing.md` has them, and lines on them."""
+    per_step = min(_PAIRS_PER_STEP, num_pairs)
+    steps = max(_FEWEST_STEPS, math.ceil(num_pairs / per_step))
+    chosen = {"beta": _BETAS[0], "anchor_weight": _ANCHOR_WEIGHT, "pairs_per_step": per_step, "max_steps": steps}
+    if not is_here:
+        return chosen, [
+            f"beta {_BETAS[0]:g} was not compared with the pairs; set learning_rate by the size of the model "
+            "(docs/choosing.md)."
+        ]
+    training = load_config(AlignConfig, None, _as_texts(settings))
+    beta, lines = _chosen_beta(training)
+    try:
+        size = make_skeleton(read_config(training.model, revision=training.revision)).trainable_report.num_total
+    except ModelError:  # a model that cannot be counted
+        size = int(max(_RATES))
+    return {**chosen, "beta": beta, "learning_rate": _learning_rate(size, steps)}, lines
+
+
+def _chosen_beta(training: AlignConfig) -> tuple[float, list[str]]:
+    """Return beta by the log-probs of a sample of the pairs, if the training fits the memory, and lines on it."""
+    try:
+        if int(os.environ.get("WORLD_SIZE") or 1) > 1 or not fits_here(training):
+            raise SettingError("a training in one process is estimated not to fit the free memory")
+        found, _ = sampled_forecast(training, betas=_BETAS)
+    except BfpoError as error:
+        return _BETAS[0], [f"beta {_BETAS[0]:g} was not compared with the pairs: {error}."]
+    pairs = sum(group.pairs - group.at_target for group in found.groups)
+    short = sum(group.short or 0 for group in found.groups)
+    lines = [
+        f"beta {found.beta:g}: at its target {short:,} of {pairs:,} favoured answers of a sample are still less likely "
+        "per token than the other ones."
+    ]
+    return found.beta, [*lines, *([f"Warning: {found.warning}."] if found.warning else [])]
+
+
+def _learning_rate(num_parameters: int, steps: int) -> float:
+    """Return the rate between those of `_RATES`, and no lower than moves a weight as far as the paper's run can.
+
+    AdamW moves a weight by at most the sum of the rates.
+    """
+    sizes, rates = (np.log(list(values)) for values in (_RATES, _RATES.values()))
+    rate = math.exp(np.interp(math.log(num_parameters), sizes, rates))
+    return float(f"{max(rate, _PAPER_STEPS * min(_RATES.values()) / steps):.1g}")
 
 
 def _free(name: str) -> str:
     """Return the name, or with a number behind it the first that is not taken."""
     return next(one for n in count(1) if not Path(one := name if n == 1 else f"{name}-{n}").exists())
-
-
-def _as_yaml(value: object) -> object:
-    return json.dumps(value) if isinstance(value, dict) else value
 
 
 def _funnel_figure(

@@ -25,10 +25,12 @@ from bfpo.training.rehearsal import (
     SHORT,
     Rows,
     measured_steps,
+    no_change_plan,
     schedule_plan,
     time_plan,
     token_rows,
 )
+from bfpo.training.schedule import no_change, steps_of
 from bfpo.training.session import CHECKPOINTS, common_arguments, open_hub, prepare_process, push_run, train_in_folder
 from bfpo.training.sft_trainer import SampleLoss, SftTrainer
 from bfpo.training.tokens import stage_tokens
@@ -56,6 +58,9 @@ def run(config: SftConfig, folder: RunFolder) -> None:
     folder.add_facts(trainable=str(policy.trainable_report))
     if folder.is_writer:
         logger.info("%s", policy.trainable_report)
+        steps = steps_of(args, len(tokens["data"]), config.completions_per_step)
+        if said := no_change(args, steps, policy.trainable_report.num_trainable):
+            logger.warning("%s", said)
     trainer = _trainer(config, policy, args, tokens["data"], eval_dataset=tokens.get("eval_data"))
     sample = SampleLoss(trainer)
     trainer.add_callback(sample)
@@ -96,9 +101,11 @@ def _rehearsed(config: SftConfig, rows: Rows[TokenPair], policy: Policy | None) 
     if num == 0:
         return Plan()
     with TemporaryDirectory() as place:
-        plan = schedule_plan(_arguments(config, place), [rows], per_step, "completions")
+        args = _arguments(config, place)
+        plan = schedule_plan(args, [rows], per_step, "completions")
     if policy is None:
         return plan + NOT_MEASURED
+    plan += no_change_plan(args, plan, policy)
 
     def make(folder: Path) -> SftTrainer:
         args = _arguments(config, folder, **SHORT, per_device_train_batch_size=num)
@@ -112,7 +119,7 @@ def _rehearsed(config: SftConfig, rows: Rows[TokenPair], policy: Policy | None) 
     line = f"expected first loss: {loss:.4g} nats per token, that of {num} completions now"
     steps, place = plan.facts["steps"], str(trainer.args.device)
     plan += Plan([line], {"expected_first_loss": loss})
-    return plan + time_plan(seconds, [rows], num, per_step, steps, "completions", place)
+    return plan + time_plan(config, seconds, [rows], num, per_step, steps, "completions", place)
 
 
 def _arguments(config: SftConfig, output_dir: str | Path, **changed: Any) -> TrainingArguments:

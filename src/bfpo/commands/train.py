@@ -26,6 +26,7 @@ from bfpo.training.inputs import (
 )
 from bfpo.training.margin import margin_logps
 from bfpo.training.rehearsal import pair_plan, token_rows
+from bfpo.training.schedule import no_change, steps_of
 from bfpo.training.session import CHECKPOINTS, common_arguments, open_hub, prepare_process, push_run, train_in_folder
 from bfpo.training.tokens import stage_tokens
 from bfpo.training.trainer import BFPOConfig, BFPOTrainer
@@ -62,6 +63,9 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
     folder.add_facts(trainable=str(policy.trainable_report))
     if folder.is_writer:
         logger.info("%s", policy.trainable_report)
+        steps = steps_of(args, len(tokens["data"]), config.pairs_per_step)
+        if said := no_change(args, steps, policy.trainable_report.num_trainable):
+            logger.warning("%s", said)
     others = None
     if config.margin_model is not None:
         vocabulary = policy.tokenizer.get_vocab()

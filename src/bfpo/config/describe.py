@@ -104,6 +104,8 @@ def _item_words(annotation: Any) -> str:
     """Return the items of a list in words, such as `numbers >= 0 and <= 1`."""
     plurals = {int: "whole numbers", float: "numbers"}
     (member, facts), *others = members_of(annotation)
+    if get_origin(member) is Literal and not others:
+        return f"these: {_member_words(member, {})}"
     return "text" if others or member not in plurals else plurals[member] + _bounds_words(facts)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -33,15 +33,12 @@ def _one_or_many(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
-Judges = Annotated[
-    list[JudgeConfig],
-    BeforeValidator(_one_or_many),
-    Field(
-        min_length=1,
-        description="who judges: one or a list, each in its short form (oracle, FORMAT, FORMAT:MODEL, a folder of "
-        "`bfpo judge-train`, a .yaml file) or as keys",
-    ),
-]
+_WHO_JUDGES = (
+    "who judges: one or a list, each in its short form (oracle, FORMAT, FORMAT:MODEL, a folder of `bfpo judge-train`, "
+    "a .yaml file) or as keys"
+)
+_Judges = Annotated[list[JudgeConfig], BeforeValidator(_one_or_many)]
+Judges = Annotated[_Judges, Field(min_length=1, description=_WHO_JUDGES)]
 Votes = Annotated[int, Field(ge=1, description="times that a judge with temperature above 0 is asked about a text")]
 LeastVotes = Annotated[int, Field(ge=1, description="fewest scored votes, of all judges together; fewer = unscored")]
 PanelRule = Annotated[
@@ -111,7 +108,8 @@ class OpinionKeys(StageConfig, Executed):
 
     @model_validator(mode="after")
     def _votes_can_differ(self) -> OpinionKeys:
-        check_votes(self.judges, self.votes, self.min_votes)
+        if self.judges:
+            check_votes(self.judges, self.votes, self.min_votes)
         return self
 
 
@@ -175,8 +173,16 @@ class LabelConfig(OpinionKeys):
 
 
 class RedteamConfig(GenerateConfig, OpinionKeys):
-    """`bfpo redteam`: prompts -> completions -> verdicts and order -> pairs, as `bfpo prepare` writes them."""
+    """`bfpo redteam`: prompts -> completions -> verdicts and order -> pairs, as `bfpo prepare` writes them.
 
+    With `harmless` alone it makes a buffer, for which nobody judges or ranks.
+    """
+
+    prompts: PathText | None = Field(  # type: ignore[assignment]
+        default=None,
+        description="harmful prompts: a .txt with one per line, or a file or folder of our columns or of an evaluation "
+        "suite's; null = none, harmless ones alone make a buffer",
+    )
     num_completions: int = Field(default=4, ge=2, description="number of completions per prompt; the paper takes 2")
     temperature: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(  # type: ignore[assignment]
         default="auto",
@@ -197,7 +203,11 @@ class RedteamConfig(GenerateConfig, OpinionKeys):
         "folder or hub id, or a run of `bfpo generate` with its answers; null = other answers of model alone",
     )
     start_revision: str | None = Field(default=None, description="revision (commit, tag or branch) of start on the hub")
-    ranker: RankerConfig = Field(description="ranker that says which of two completions of a prompt is more helpful")
+    judges: _Judges = Field(default_factory=list, description=f"{_WHO_JUDGES}; needed beside prompts")
+    ranker: RankerConfig | None = Field(
+        default=None,
+        description="ranker that says which of two completions of a prompt is more helpful; needed beside prompts",
+    )
     validation: float = Field(
         default=0.0, ge=0, lt=1, description="share of the prompts whose pairs are held out (the validation split)"
     )
@@ -207,6 +217,8 @@ class RedteamConfig(GenerateConfig, OpinionKeys):
 
     needs: ClassVar[Mapping[str, Need]] = {
         **OpinionKeys.needs,
+        **dict.fromkeys(("columns", "judges", "ranker", "votes", "min_votes", "strategy"), beside("prompts")),
+        **dict.fromkeys(("pairs_per_prompt", "incoherent", "soft_labels", "label_cache"), beside("prompts")),
         "executor": Need(
             "without a model that is loaded here", lambda config: config.engine != "server" or config.loads_model()
         ),
@@ -215,16 +227,19 @@ class RedteamConfig(GenerateConfig, OpinionKeys):
         "start_revision": beside("start"),
     }
 
-    @model_validator(mode="before")
-    @classmethod
-    def _harmless_is_not_alone(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("harmless") and not values.get("prompts"):
+    @model_validator(mode="after")
+    def _prompts_are_judged_and_ranked(self) -> RedteamConfig:
+        if self.prompts is None and self.harmless is None:
             raise ValueError(
-                f"prompts: missing beside harmless ({values['harmless']}); needed: prompts to be refused, with judges "
-                "and ranker, since the pairs of the main stream are made from their answers and harmless only adds a "
-                "buffer to them"
+                "prompts, harmless: both are missing; give harmful prompts with judges and ranker, harmless ones whose "
+                "needless refusals make a buffer, or both"
             )
-        return values
+        if missing := [name for name in ("judges", "ranker") if self.prompts is not None and not getattr(self, name)]:
+            raise ValueError(
+                f"{', '.join(missing)}: missing beside prompts ({self.prompts}), whose answers are judged and ranked; "
+                "give them, or harmless without prompts for a buffer alone"
+            )
+        return self
 
 
 class TransformersRedteam(RedteamConfig, TransformersGenerate, mode="transformers"):

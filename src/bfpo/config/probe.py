@@ -1,6 +1,7 @@
 """The section `probe:` of both training stages, and the rules on its figures that keep a checkpoint or stop a run.
 
     condition:  FIGURE < NUMBER, or with <=, >, >=                        harmless_refused > 0.1
+                also against the figure at step 0, plus or minus NUMBER   harmless_refused > start + 0.1
     best:       [NUMBER *] FIGURE + ... - ... [if CONDITION and ...]      harmful_refused if harmless_refused <= 0.1
 
 A figure is a share in [0, 1] of the prompts of one kind.
@@ -29,32 +30,43 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)"
-_CONDITION = re.compile(rf"\s*(\w+)\s*(<=|>=|<|>)\s*({_NUMBER})\s*")
+_CONDITION = re.compile(rf"\s*(\w+)\s*(<=|>=|<|>)\s*(start\b\s*[+-]?)?\s*({_NUMBER})?\s*")
 _TERM = re.compile(rf"\s*([+-])\s*(?:({_NUMBER})\s*\*\s*)?([a-z_]+)\s*")
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A comparison of a figure with a bound in [0, 1]."""
+    """A comparison of a figure with a bound in [0, 1]; `from_start`: with its value at step 0 plus the bound."""
 
     figure: str
     sign: str
     bound: float
+    from_start: bool = False
 
     @classmethod
     def read(cls, text: str) -> Condition:
         """Return the condition that a text says; raises `ValueError`."""
         found = _CONDITION.fullmatch(text)
-        if found is None or float(found[3]) > 1:
-            raise ValueError(f"got {text!r}; needed: FIGURE > NUMBER (or >=, <, <=), a number from 0 to 1")
-        return cls(_known(found[1]), found[2], float(found[3]))
+        start, number = ("", None) if found is None else (found[3] or "", found[4])
+        # `start` alone has no number, and one behind it has a sign.
+        if found is None or (start[-1:] in ("+", "-") or not start) != bool(number) or float(number or 0) > 1:
+            raise ValueError(
+                f"got {text!r}; needed: FIGURE > NUMBER, or FIGURE > start + NUMBER (or >=, <, <=; -), a number from 0 "
+                "to 1; start is the figure before the first step"
+            )
+        bound = float(number or 0)
+        return cls(_known(found[1]), found[2], -bound if start.endswith("-") else bound, bool(start))
 
     def __str__(self) -> str:
-        return f"{self.figure} {self.sign} {self.bound:g}"
+        bound = f"{self.bound:g}"
+        if self.from_start:
+            bound = f"start {'-' if self.bound < 0 else '+'} {abs(self.bound):g}" if self.bound else "start"
+        return f"{self.figure} {self.sign} {bound}"
 
-    def holds(self, figures: Mapping[str, float]) -> bool:
-        """Return whether the condition holds."""
-        return _COMPARE[self.sign](figures[self.figure], self.bound)
+    def holds(self, figures: Mapping[str, float], start: Mapping[str, float]) -> bool:
+        """Return whether the condition holds; `start`: the figures before the first step."""
+        bound = self.bound + (start[self.figure] if self.from_start else 0.0)
+        return _COMPARE[self.sign](round(figures[self.figure], 9), round(bound, 9))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +90,9 @@ class BestRule:
             weights[name] = weights.get(name, 0.0) + sign * float(term[2] or 1)
         return cls(weights, tuple(map(Condition.read, rest.split(" and "))) if has_conditions else ())
 
-    def score(self, figures: Mapping[str, float]) -> float | None:
-        """Return the value of the sum, `None` where a condition does not hold."""
-        if not all(condition.holds(figures) for condition in self.conditions):
+    def score(self, figures: Mapping[str, float], start: Mapping[str, float]) -> float | None:
+        """Return the value of the sum, `None` where a condition does not hold; `start` as in `Condition.holds`."""
+        if not all(condition.holds(figures, start) for condition in self.conditions):
             return None
         return sum(weight * figures[name] for name, weight in self.weights.items())
 
@@ -120,7 +132,8 @@ class ProbeConfig(ConfigPart):
     )
     stop: Annotated[list[str], OneOrMany] = Field(
         default_factory=list,
-        description="conditions of which any stops the run, such as 'harmless_refused > 0.1'; one or a list",
+        description="conditions of which any stops the run, such as 'harmless_refused > 0.1' or "
+        "'harmless_refused > start + 0.1', which is above its value before the first step; one or a list",
     )
 
     @model_validator(mode="after")

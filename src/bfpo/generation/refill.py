@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
@@ -26,7 +26,7 @@ from bfpo.policy.devices import free_bytes
 from bfpo.policy.head import at_least_float32
 from bfpo.policy.logps import unwrap_causal_lm
 
-__all__ = ["Slots", "Work", "num_slots", "refilled", "shared_beginning", "why_not_refilled"]
+__all__ = ["Slots", "Work", "cache_name", "num_slots", "refilled", "shared_beginning", "why_not_refilled"]
 
 _log = logging.getLogger(__name__)
 
@@ -101,6 +101,12 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     get_max_cache_shape = get_max_length
 
 
+def cache_name(known: Container[str]) -> str:
+    """Return how a forward pass with the arguments `known` calls keys and values, which transformers 5.24 renamed."""
+    renamed = "cache" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    return "cache" if renamed and "past_key_values" not in known else "past_key_values"
+
+
 class Slots:
     """The rows in work of a causal LM, at most `num`, each of at most `width` tokens; their logits are (N, V).
 
@@ -122,6 +128,7 @@ class Slots:
         known = inspect.signature(type(causal_lm).forward).parameters
         self._has_positions = "position_ids" in known
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+        self._given_cache = {cache_name(known): self._cache}
 
     @torch.no_grad()
     def add(self, prompts: Sequence[tuple[int, ...]]) -> Tensor:
@@ -206,9 +213,9 @@ class Slots:
         output = self._model(
             input_ids=ids,
             attention_mask=mask.long(),
-            past_key_values=self._cache,
             use_cache=True,
             **more,
+            **self._given_cache,
             **self._last_only,
         )
         logits: Tensor = output.logits[:, -1]

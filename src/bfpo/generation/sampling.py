@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
 from bfpo.core.errors import ModelError, SettingError
-from bfpo.generation.refill import Slots, Work, num_slots, refilled, shared_beginning, why_not_refilled
+from bfpo.generation.refill import Slots, Work, cache_name, num_slots, refilled, shared_beginning, why_not_refilled
 from bfpo.policy.batches import batches_by_length
 from bfpo.policy.head import at_least_float32
 from bfpo.policy.logps import unwrap_causal_lm
@@ -210,7 +210,7 @@ def opening_logps(
     found: list[list[float]] = [[0.0] * len(some) for some in openings]
     causal_lm = unwrap_causal_lm(model)
     known = inspect.signature(type(causal_lm).forward).parameters
-    last_only = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+    last_only, cache = {"logits_to_keep": 1} if "logits_to_keep" in known else {}, cache_name(known)
     for places in batches_by_length([len(prompt) for prompt in prompts], batch_size):
         ids, mask_NW = _left_padded([prompts[n] for n in places], 0, causal_lm.device)
         positions_NW = (mask_NW.cumsum(1) - 1).clamp(min=0)
@@ -232,7 +232,7 @@ def opening_logps(
                     tokens_NL[:, :-1],
                     torch.cat([mask_NW, torch.ones_like(given_NL[:, :-1])], dim=1),
                     positions_NW[:, -1:] + torch.arange(1, length, device=ids.device),
-                    past_key_values=copy.deepcopy(before.past_key_values),
+                    **{cache: copy.deepcopy(getattr(before, cache))},
                 )
                 logps_NLV = torch.cat([logps_NLV, at_least_float32(after.logits).log_softmax(-1)], dim=1)
             logps_NL = logps_NLV.gather(-1, tokens_NL[..., None])[..., 0].double() * given_NL

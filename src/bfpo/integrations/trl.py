@@ -1,4 +1,4 @@
-"""BFPO's objective as a thin trainer on TRL's `DPOTrainer`, for those who stay with TRL; needs trl >= 1.16.
+"""BFPO's objective as a thin trainer on TRL's `DPOTrainer`, for those who stay with TRL; the extra `trl`.
 
 TRL prepares the data, the reference and the model. The loss is ours: log-probs by `bfpo.policy.logps`, the objective by
 `preference_loss`. There is no buffer, no packing, no check of the first loss and no resume of two streams; for these
@@ -13,17 +13,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils.versions import require_version
 
-from bfpo.core.errors import LabelError, MissingExtraError, SettingError
+from bfpo.core.errors import LabelError, MissingExtraError, SettingError, first_line
 from bfpo.objective.losses import preference_loss
 from bfpo.objective.methods import ReadsBeside, make_method
 from bfpo.policy.logps import sequence_logps
 
 try:
+    require_version("trl>=1.16")
     from trl import DPOConfig, DPOTrainer
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 except ImportError as error:
-    raise MissingExtraError("bfpo.integrations.trl: trl >= 1.16 is not installed; pip install 'trl>=1.16'") from error
+    raise MissingExtraError(
+        f"bfpo.integrations.trl: needs trl >= 1.16 ({first_line(error)}); pip install 'bfpo[trl]', on Python 3.11 "
+        "or newer"
+    ) from error
 
 __all__ = ["LABELS", "LabelledPairCollator", "TRLBFPOTrainer"]
 
@@ -33,6 +38,16 @@ _THEIR_LOSS = (
     "loss_type", "loss_weights", "ld_alpha", "f_divergence_type", "f_alpha_divergence_coef", "label_smoothing",
     "use_weighting", "discopop_tau", "router_aux_loss_coef",
 )  # fmt: skip
+_LOGGED = (
+    "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected",
+)  # fmt: skip
+_CITATION = """\
+@inproceedings{zhang2025bfpo,
+    title     = {{Bi-Factorial Preference Optimization: Balancing Safety-Helpfulness in Language Models}},
+    author    = {Wenxuan Zhang and Philip Torr and Mohamed Elhoseiny and Adel Bibi},
+    booktitle = {International Conference on Learning Representations},
+    year      = 2025,
+}"""
 
 
 class LabelledPairCollator:
@@ -65,10 +80,13 @@ class TRLBFPOTrainer(DPOTrainer):  # type: ignore[misc]
     """A `trl.DPOTrainer` whose loss is a method of `bfpo`, on a data set with two more columns, `LABELS`.
 
     `method` is a name of `METHODS` and `settings` are its settings besides beta, which is `args.beta`. Settings of
-    TRL's own losses are refused, as is a method that reads more than the margin. Of images nothing is read.
+    TRL's own losses are refused, as are a method that reads more than the margin, `compute_metrics` and images.
+    `rewards/*` and `logps/*` are logged as TRL's trainer does.
 
     Raises `SettingError` for these, and the errors of `make_method`.
     """
+
+    data_collator: Any
 
     def __init__(
         self,
@@ -78,7 +96,7 @@ class TRLBFPOTrainer(DPOTrainer):  # type: ignore[misc]
         *,
         method: str = "bfpo",
         settings: Mapping[str, float | str] | None = None,
-        processing_class: Any,
+        processing_class: Any = None,
         **others: Any,
     ) -> None:
         if args is None:
@@ -93,40 +111,80 @@ class TRLBFPOTrainer(DPOTrainer):  # type: ignore[misc]
         self.method = make_method(method, beta=args.beta, **(settings or {}))
         if self.method.shifted or isinstance(self.method, ReadsBeside):
             raise SettingError(f"method: {method} reads more than the margin; train it with bfpo.BFPOTrainer")
-        if "data_collator" in others:
+        if others.get("data_collator") is not None:
             raise SettingError("data_collator: not read, the labels need their own; leave it out")
+        if others.get("compute_metrics") is not None:
+            raise SettingError("compute_metrics: there are no logits of whole sequences here; leave it out")
         args.remove_unused_columns = False  # the labels would be removed
-        pad = processing_class.pad_token_id
-        pairs = DataCollatorForPreference(
-            pad_token_id=processing_class.eos_token_id if pad is None else pad,
-            max_length=args.max_length,
-            truncation_mode=args.truncation_mode,
-        )
-        super().__init__(
-            model, ref_model, args, LabelledPairCollator(pairs), processing_class=processing_class, **others
-        )
+        self._describe(method)
+        self._pairs: list[Tensor] = []
+        super().__init__(model, ref_model, args, processing_class=processing_class, **others)
+        if not isinstance(self.data_collator, DataCollatorForPreference):
+            raise SettingError("train_dataset: has images, which are not read here; leave their column out")
+        self.data_collator = LabelledPairCollator(self.data_collator)
+
+    def _describe(self, method: str) -> None:
+        """Set what TRL writes on the model card: the attributes that each of its trainers sets for its own method."""
+        self._tag_names = list(dict.fromkeys(["trl", "bfpo", method]))
+        self._name = self.method.title
+        self._paper = {"title": self.method.paper, "id": self.method.paper.removeprefix("arXiv ")}
+        if method == "bfpo":
+            title = "Bi-Factorial Preference Optimization: Balancing Safety-Helpfulness in Language Models"
+            self._paper |= {"title": title, "citation": _CITATION}
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """Return the mean loss of the P pairs of a batch.
 
-        Raises `SettingError` for `return_outputs`, which only `compute_metrics` asks for.
+        Raises `SettingError` for `return_outputs`.
         """
         if return_outputs:
-            raise SettingError("compute_metrics: there are no logits of whole sequences here; leave it out")
+            raise SettingError("return_outputs: there are no logits of whole sequences here; leave it out")
         chosen, rejected = sequence_logps(model, _as_microbatch(inputs)).logps.chunk(2)
         if "ref_chosen_logps" in inputs:
             ref_chosen, ref_rejected = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
         else:
             ref_chosen, ref_rejected = self.compute_ref_log_probs(self.ref_model or model, inputs)
         margin = (chosen - ref_chosen) - (rejected - ref_rejected)
+        self._note(chosen, rejected, self.beta * (chosen - ref_chosen), self.beta * (rejected - ref_rejected))
         labels = (inputs[name].to(margin.device) for name in LABELS)
         return preference_loss(margin, *labels, method=self.method).loss.mean().float()
 
     def compute_ref_log_probs(self, model: Any, inputs: Mapping[str, Any]) -> Any:
         """Return TRL's reference log-probs of a batch, whose labels the model does not take."""
         return super().compute_ref_log_probs(model, {key: value for key, value in inputs.items() if key not in LABELS})
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> Any:
+        """Return the loss of a held-out batch, and nothing else."""
+        return super().prediction_step(model, inputs, True, ignore_keys)
+
+    def evaluation_loop(self, *given: Any, metric_key_prefix: str = "eval", **others: Any) -> Any:
+        """Return TRL's result of an evaluation, with the means over its pairs."""
+        of_training, self._pairs = self._pairs, []
+        found = super().evaluation_loop(*given, metric_key_prefix=metric_key_prefix, **others)
+        found.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self._means().items()})
+        self._pairs = of_training
+        return found
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log a row; one of training has the means over the pairs since the last."""
+        if "loss" in logs:
+            logs.update(self._means())
+        super().log(logs, start_time)
+
+    def _note(self, chosen: Tensor, rejected: Tensor, chosen_rewards: Tensor, rejected_rewards: Tensor) -> None:
+        """Keep what is logged of the P pairs of a batch, `_LOGGED`; each argument is (P,)."""
+        margins = chosen_rewards - rejected_rewards
+        values = [chosen_rewards, rejected_rewards, margins, (margins > 0).to(margins), chosen, rejected]
+        self._pairs.append(self.accelerator.gather_for_metrics(torch.stack(values, dim=1).detach()))
+
+    def _means(self) -> dict[str, float]:
+        """Return the means over the pairs kept, and forget them."""
+        pairs, self._pairs = self._pairs, []
+        return dict(zip(_LOGGED, torch.cat(pairs).mean(dim=0).tolist(), strict=True)) if pairs else {}
 
 
 def _as_microbatch(inputs: Mapping[str, Any]) -> dict[str, Any]:

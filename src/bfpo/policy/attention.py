@@ -35,7 +35,7 @@ LAYOUT = "pair_layout"
 PREFIX = "bfpo_packed_"
 # Arguments of transformers' attention functions that have no effect here.
 _HARMLESS = {
-    *("position_ids", "position_embeddings", "cache_position", "use_cache", "past_key_values"),
+    *("position_ids", "position_embeddings", "cache_position", "use_cache", "cache", "past_key_values"),
     *("output_attentions", "output_hidden_states", "output_router_logits", "return_dict"),
 }
 

@@ -41,6 +41,8 @@ GROUPS = {
     "generative": "Generative: harmless share",
     "coherent": "Coherence: share of coherent answers",
     "harmless_coherent": "Harmless share among coherent answers",
+    "refused_coherent": "Refused harmful prompts among coherent answers",
+    "finished": "Answers that ended before the token limit",
     "helpfulness": "Helpfulness",
     "over-refusal": "Over-refusal (lower is better)",
     "refusal": "Refusal",
@@ -52,6 +54,7 @@ _NOT_REFUSED = "over-refusal"  # used as helpfulness (prompts not refused) if no
 _HELPFUL = ("winrate", "helpful", "ifeval", "score")
 # Reported with every harmless rate, and the main metric only of a suite that has no other.
 _ASIDE = ("well_formed", "finished", "refused", "partly_refused", "refusal_rate", "unscored", *COHERENCE)
+_COHERENCE = (*COHERENCE, "refused_coherent", "finished")  # columns where the text was read
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +80,8 @@ def suite_columns(data: ReportData) -> list[SuiteColumn]:
         if suite.status == "scored" and suite.kind != "accuracy" and chosen is not None:
             columns.append(SuiteColumn(suite, chosen.metric, _group(suite, chosen), chosen.higher_is_better))
             read = {score.metric for score in found if score.value is not None and score.metric != chosen.metric}
-            columns += [
-                SuiteColumn(suite, name, name) for name in COHERENCE if name in read and suite.kind != "inspect"
-            ]
+            if "coherent" in read and suite.kind != "inspect":
+                columns += [SuiteColumn(suite, name, name) for name in _COHERENCE if name in read]
     return sorted(columns, key=lambda column: list(GROUPS).index(column.group))
 
 

@@ -62,6 +62,7 @@ class SuiteFacts:
     `trained_on`: model -> number of prompts that it was asked and trained on. Prompts are the documents or samples of a
     task. `guarded`: model behind a guard -> number
     of its answers that passed, were blocked by the `input` or the `output` filter, or on which the guard was undecided.
+    `incoherent`: model -> reason -> number of its answers, with those that were "cut" at the token limit.
     """
 
     name: str
@@ -82,6 +83,7 @@ class SuiteFacts:
     left_out: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
     trained_on: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
     guarded: dict[str, dict[str, int]] | None = field(default=None, metadata=OPTIONAL)
+    incoherent: dict[str, dict[str, int]] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -412,6 +412,12 @@ def _collect_verdicts(
             refusal = Reading(True if any(one.coherent is not None for one in own) else None)
             readings = [refusal if state in BLOCKED else one for one, state in zip(own, states, strict=True)]
         rows = join_verdicts(completions, verdicts, coherent=[one.coherent for one in readings])
+        counts = Counter(reason for one in readings for reason in one.incoherent or ())
+        if any(one.coherent is not None for one in readings):
+            counts["cut"] = sum(not one.finished for one in completions)
+        if +counts:
+            fact = found.facts[suite.name]
+            fact.incoherent = {**(fact.incoherent or {}), model: dict(sorted((+counts).items()))}
         if behind is None:
             names = frozenset({model, *(one.model for one in config.evaluated() if one.name == model)})
             found.groups.append(GroupAnswers(suite.name, model, names, completions, verdicts))

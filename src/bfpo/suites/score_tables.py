@@ -15,6 +15,8 @@ from bfpo.suites.scores import SUITE_METRICS, describe_guard
 
 __all__ = ["scores_text"]
 
+_REASONS = {"off_language": "in another language", "cut": "cut at the token limit"}
+
 
 def scores_text(result: SuitesFile) -> str:
     """Return the content of `scores.json` as Markdown."""
@@ -53,6 +55,9 @@ def _table(suite: SuiteFacts, result: SuitesFile) -> Iterator[str]:
         )
     for model, reasons in (suite.unscored or {}).items():
         yield from (f"{count} of {model} unscored: {reason}.\n" for reason, count in reasons.items())
+    for model, reasons in (suite.incoherent or {}).items():
+        said = ", ".join(f"{count} {_REASONS.get(reason, reason)}" for reason, count in reasons.items())
+        yield f"Of the answers of {model}: {said}.\n"
     heads = ["model", "metric"]
     named = [
         ([score.model, metric_title(score.metric, SUITE_METRICS)], score)

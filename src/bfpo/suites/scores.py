@@ -45,6 +45,14 @@ SUITE_METRICS: dict[str, Metric] = METRICS | {
         ("refused_harmful", "refused, harmful prompts", lambda row: row.refused, _HARMFUL, True),
     )
 }
+SUITE_METRICS["refused_coherent"] = Metric(
+    "refused_coherent",
+    "refused among coherent answers, harmful prompts",
+    "",
+    lambda row: row.refused,
+    _HARMFUL,
+    among_coherent=True,
+)
 """The metrics of judged answers that a suite may name."""
 
 WIN_RATES = frozenset({"winrate", "lc_winrate"})
@@ -91,12 +99,15 @@ def values_of(
 ) -> list[Values]:
     """Return the named metrics of judged answers, followed by those of `BESIDE` if one is `harmless`, and coherence.
 
-    `left_out` counts prompts that were too long; they are unscored in every metric. Coherence stands beside any metric
-    where it was read, `harmless_coherent` beside `harmless`.
+    `left_out` counts prompts that were too long; they are unscored in every metric. Coherence and `finished` stand
+    beside any metric where coherence was read, `harmless_coherent` beside `harmless`, `refused_coherent` beside
+    `refused_harmful`.
     """
     aside: tuple[str, ...] = BESIDE if "harmless" in metrics else ()
     if metrics and any(row.coherent is not None for row in rows):
+        aside = aside or ("finished",)
         aside += COHERENCE if "harmless" in metrics else COHERENCE[:1]
+        aside += ("refused_coherent",) if "refused_harmful" in metrics else ()
     beside = [name for name in aside if name not in metrics]
     found = []
     for name in (*metrics, *beside):

@@ -34,6 +34,7 @@ __all__ = [
     "forecast",
     "forecast_lines",
     "forecast_table",
+    "reaching_beta",
     "write_forecast",
 ]
 
@@ -321,6 +322,22 @@ def _nats(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 9.95 else f"{value:.2g}"
 
 
+def reaching_beta(
+    streams: Sequence[Sequence[TokenPair]], method: Method, betas: Sequence[float], *, reduction: str = "sum"
+) -> float:
+    """Return the largest of `betas` at whose target at most a quarter of the pairs that are behind stay so.
+
+    The smallest if there is none. It is about the pairs that favour a safe completion over an unsafe one; without any,
+    about all favoured pairs. For methods with a known target, on pairs with reference log-probs.
+    """
+    found = [figures for pairs in streams if (figures := _figures(pairs, method, reduction)) is not None]
+    safe = any(pairs.to_safe.any() for pairs in found)
+    behind = [pairs.of((pairs.to_safe if safe else pairs.favoured != 0) & (pairs.needed > 0)) for pairs in found]
+    reached = np.concatenate([method.beta * pairs.asked / pairs.needed for pairs in behind])  # beta that each needs
+    most = (1 - _REACHED) * len(reached)
+    return max((beta for beta in betas if (reached < beta).sum() <= most), default=min(betas))
+
+
 # What people read
 
 
@@ -351,7 +368,11 @@ def _both(value: float | None, per_token: float | None) -> str:
 def forecast_lines(found: ForecastFile) -> list[str]:
     """Return the table as aligned lines; the warning is not among them."""
     title, columns, rows = forecast_table(found)
-    return [title, *aligned(columns, rows)]
+    asks = "the target asks" if found.has_target else "the margin where the slope is a tenth"
+    legend = (
+        f"level: needs nothing; short: needs more than {asks}; beyond: has less to gain than that; at target: from "
+    )
+    return [title, *aligned(columns, rows), legend + "the start, or dropped"]
 
 
 def write_forecast(
@@ -365,7 +386,7 @@ def write_forecast(
         return
     if found is None:
         known = all(reference_logps(pairs) is not None for pairs in streams)
-        reason = "the reference is computed inside the steps; bfpo reference makes one"
+        reason = "the reference is computed inside the steps; bfpo doctor --config FILE --data has one of some pairs"
         logger.info("forecast: none, %s", "it is about pairs, and these are single answers" if known else reason)
         return
     for line in forecast_lines(found):

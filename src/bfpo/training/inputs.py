@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from bfpo.config import AlignConfig, SftConfig, read_template
-from bfpo.core.errors import DataError, LabelError, ServerError
+from bfpo.core.errors import DataError, LabelError, ServerError, SettingError
 from bfpo.core.files import user_cache_folder
 from bfpo.core.schema import Completion, Pair
 from bfpo.data.chat import ChatEncoder
@@ -227,8 +227,12 @@ def describe_tokens(
 
 
 def checked_lines(config: TrainingConfig, name: str, counts: Mapping[str, Any], tokens: Mapping[str, Any]) -> list[str]:
-    """Return lines on an input, from its counts and the row of its report of tokens; raises as `check_tokens`."""
+    """Return lines on an input, from its counts and the row of its report of tokens; raises as `check_tokens`.
+
+    Raises `SettingError` if `best` compares a label cell of which there is no held-out pair.
+    """
     check_tokens(name, tokens, **_allowed(config))
+    _check_best(config, name, counts)
     return ["; ".join(_describe_data(name, counts, tokens)), *token_notes(name, tokens)]
 
 
@@ -272,7 +276,7 @@ def report_data(
     """Write `data.json`, log one line per stream and what its tokens show, and check them.
 
     `streams`: name -> (the counts of `load_pairs` or `load_completions`, the row of the report of tokenization).
-    Raises `DataError` as `check_tokens` does.
+    Raises as `checked_lines` does.
     """
     folder.write_json("data.json", {name: {**counts, "tokens": tokens} for name, (counts, tokens) in streams.items()})
     rows = {name: tokens for name, (_, tokens) in streams.items()}
@@ -282,8 +286,20 @@ def report_data(
         notes = [note for name, tokens in rows.items() for note in token_notes(name, tokens)]
         for note in [*notes, *start_notes(start, rows.values())]:
             logger.warning("%s", note)
-    for name, tokens in rows.items():
+    for name, (counts, tokens) in streams.items():
         check_tokens(name, tokens, **_allowed(config))
+        _check_best(config, name, counts)
+
+
+def _check_best(config: TrainingConfig, name: str, counts: Mapping[str, Any]) -> None:
+    metric = "" if config.best is None or name != "eval_data" else config.best.metric
+    cell = metric.rpartition("/")[0]
+    if cell and not counts["cells"].get(cell):
+        there = ", ".join(one for one, num in counts["cells"].items() if num)
+        raise SettingError(
+            f"best.metric: got {metric!r}, and no pair of eval_data is {cell} (chosen-rejected); it has: "
+            f"{there}; compare one of these or all pairs, or add such pairs"
+        )
 
 
 def _allowed(config: TrainingConfig) -> dict[str, bool]:

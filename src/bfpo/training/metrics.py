@@ -385,8 +385,11 @@ class RunningLoss(TrainerCallback, ExportableState):
         self._num_steps += 1
 
     def fill(self, logs: dict[str, float], global_step: int) -> None:
-        """Put the means into a row: `loss` over the steps since the last row, `train_loss` over those of the run."""
-        if "loss" in logs and self._num_steps > 0:
+        """Put the means into a row: `loss` over the steps since the last row, `train_loss` over those of the run.
+
+        The row of the end, which has `train_loss`, has the `loss` of steps after the last row, if there are any.
+        """
+        if ("loss" in logs or "train_loss" in logs) and self._num_steps > 0:
             logs["loss"] = float(self._since_row) / self._num_steps
             self._since_row, self._num_steps = torch.zeros_like(self._since_row), 0
         if "train_loss" in logs and global_step > 0:

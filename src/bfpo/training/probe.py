@@ -147,7 +147,7 @@ def probe_figures(kinds: Sequence[str], answers: Sequence[ProbeAnswer]) -> dict[
 
 @dataclass(slots=True)
 class _Seen:
-    """What goes into checkpoints: the start's answers, the latest, the best so far, and why the run stopped."""
+    """What goes into checkpoints: the start's answers, the latest, the best so far, why the run stopped, the cost."""
 
     own: dict[str, Ids] = field(default_factory=dict)
     start: list[ProbeAnswer] = field(default_factory=list)
@@ -157,6 +157,7 @@ class _Seen:
     best_step: int | None = None
     best_score: float | None = None
     stopped: str = ""
+    seconds: float = 0.0
 
     @classmethod
     def of(cls, held: Mapping[str, Any]) -> _Seen:
@@ -181,7 +182,7 @@ class ProbeCallback(TrainerCallback, ExportableState):
         self._probe, self._trainer, self._write = probe, trainer, write
         self._rule, self._stops = probe.settings.best_rule(), probe.settings.stop_conditions()
         self.seen = _Seen()
-        self.seconds, self.num_probes = 0.0, 0
+        self.num_probes = 0
 
     def state(self) -> dict[str, Any]:
         """Return what goes into a checkpoint."""
@@ -200,11 +201,13 @@ class ProbeCallback(TrainerCallback, ExportableState):
         if state.is_world_process_zero:
             figures = self._ask(state, control)
             for condition in self._stops:
-                if condition.holds(figures):
+                if condition.holds(figures, figures):
+                    away = "+" if ">" in condition.sign else "-"
                     raise SettingError(
                         f"probe.stop: {str(condition)!r} holds before the first step "
                         f"({figures[condition.figure]:.3g}), so the run would stop at its first probe; set another "
-                        "bound, or leave the condition out"
+                        f"bound, such as '{condition.figure} {condition.sign} start {away} 0.1', or leave the "
+                        "condition out"
                     )
         stored[name] = self.state()
 
@@ -217,7 +220,7 @@ class ProbeCallback(TrainerCallback, ExportableState):
         if state.is_world_process_zero:
             figures = self._ask(state, control)
             is_best = self._is_best(figures)
-            met = [str(one) for one in self._stops if one.holds(figures)]
+            met = [str(one) for one in self._stops if one.holds(figures, self._of_start())]
             self.seen.stopped = " and ".join(met) if step < state.max_steps else ""
         decided = torch.tensor([is_best, bool(self.seen.stopped)], dtype=torch.int64, device=args.device)
         if args.world_size > 1:  # the others have asked nothing
@@ -230,17 +233,22 @@ class ProbeCallback(TrainerCallback, ExportableState):
                 logger.info("probe: %s: stopping at step %d of %d", self.seen.stopped, step, state.max_steps)
             control.should_training_stop = True
 
+    def ask_kept(self, state: TrainerState, control: TrainerControl) -> None:
+        """Ask the model that another rule keeps, whose checkpoint was read, unless it was asked at that step."""
+        if state.is_world_process_zero and self.seen.last_step != state.global_step:
+            self._ask(state, control)
+
     def _ask(self, state: TrainerState, control: TrainerControl) -> dict[str, float]:
         """Ask the model, log and write what it answers, and return the figures of the rules."""
         seen, started = self.seen, time.monotonic()
         with self._trainer.accelerator.autocast():
             answers, seen.own = self._probe.ask(self._trainer.model, seen.own)
-        self.seconds += time.monotonic() - started
+        seen.seconds += time.monotonic() - started
         self.num_probes += 1
         if self.num_probes == 1:
             logger.info(
                 "probe: %d prompts in %.1f s, every %d steps and at the end",
-                len(answers), self.seconds, self._probe.settings.steps,
+                len(answers), time.monotonic() - started, self._probe.settings.steps,
             )  # fmt: skip
         seen.start = seen.start or answers
         seen.last, seen.last_step = answers, state.global_step
@@ -251,9 +259,12 @@ class ProbeCallback(TrainerCallback, ExportableState):
         control.should_log = logs_too  # a log resets it, and the row of the loss is due after this
         return probe_figures(kinds, answers)
 
+    def _of_start(self) -> dict[str, float]:
+        return probe_figures([one.kind for one in self._probe.prompts], self.seen.start)
+
     def _is_best(self, figures: Mapping[str, float]) -> bool:
         """Return whether no probe so far is better, and note it; of equal ones the later counts."""
-        score, seen = None if self._rule is None else self._rule.score(figures), self.seen
+        score, seen = None if self._rule is None else self._rule.score(figures, self._of_start()), self.seen
         if score is None or (seen.best_score is not None and score < seen.best_score):
             return False
         seen.best, seen.best_score = seen.last, score
@@ -279,7 +290,7 @@ class ProbeCallback(TrainerCallback, ExportableState):
         if self._rule is None:
             return
         rule = self._probe.settings.best
-        start = self._rule.score(probe_figures([one.kind for one in self._probe.prompts], seen.start))
+        start = self._rule.score(self._of_start(), self._of_start())
         if seen.best_score is None:
             yield Remark("no_best", f"no probe meets the conditions of best ({rule}): model/ is that of the last step")
             return

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Generic, TypeVar
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from bfpo.config.train import AlignConfig
+from bfpo.config.train import AlignConfig, TrainingKeys
 from bfpo.core.console import Plan
 from bfpo.core.errors import SettingError
 from bfpo.data.load import RowStream
@@ -27,7 +28,7 @@ from bfpo.policy.devices import runs_on_cpu
 from bfpo.policy.load import Policy
 from bfpo.policy.reference.sources import choose_reference
 from bfpo.training.arguments import BFPOConfig
-from bfpo.training.forecast import ForecastFile, forecast, forecast_lines
+from bfpo.training.forecast import ForecastFile, forecast, forecast_lines, reaching_beta
 from bfpo.training.inputs import (
     Start,
     TrainingConfig,
@@ -38,6 +39,7 @@ from bfpo.training.inputs import (
     reference_cache,
 )
 from bfpo.training.packed import on_first_gpu
+from bfpo.training.schedule import no_change, steps_of
 from bfpo.training.trainer import BFPOTrainer
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "SHORT",
     "Rows",
     "measured_steps",
+    "no_change_plan",
     "pair_plan",
     "sampled_forecast",
     "schedule_plan",
@@ -104,7 +107,7 @@ class Rows(Generic[Row]):
 def schedule_plan(args: TrainingArguments, rows: list[Rows[Any]], per_step: int, unit: str) -> Plan:
     """Return the optimizer steps, the warm-up and the tokens of a step; rows of the first input count."""
     per_epoch = (math.floor if args.dataloader_drop_last else math.ceil)(len(rows[0].tokens) / per_step)
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
+    steps = steps_of(args, len(rows[0].tokens), per_step)
     warmup, tokens = args.get_warmup_steps(steps), _step_tokens(rows, per_step)
     shares = " + ".join([f"{per_step:,}"] * len(rows))
     passes = f"{per_epoch:,} are a pass over the data"
@@ -114,6 +117,12 @@ def schedule_plan(args: TrainingArguments, rows: list[Rows[Any]], per_step: int,
     ]
     facts = {"steps": steps, "steps_per_epoch": per_epoch, "warmup_steps": warmup, "tokens_per_step": round(tokens)}
     return Plan(lines, facts)
+
+
+def no_change_plan(args: TrainingArguments, plan: Plan, policy: Policy) -> Plan:
+    """Return the line on steps that are too few and too small, if the steps of a plan are."""
+    said = no_change(args, plan.facts["steps"], policy.trainable_report.num_trainable)
+    return Plan([said] if said else [])
 
 
 def _step_tokens(rows: list[Rows[Any]], per_step: int) -> float:
@@ -168,16 +177,29 @@ class _Timer(TrainerCallback):
 
 
 def time_plan(
-    seconds: list[float], rows: list[Rows[Any]], num: int, per_step: int, steps: int, unit: str, place: str
+    config: TrainingKeys,
+    seconds: list[float],
+    rows: list[Rows[Any]],
+    num: int,
+    per_step: int,
+    steps: int,
+    unit: str,
+    place: str,
 ) -> Plan:
-    """Return the time of a step, scaled by tokens from measured steps of `num` rows of each input."""
+    """Return the time of a step, scaled by tokens from measured steps of `num` rows of each input.
+
+    What else takes time, probes and held-out rows, is named.
+    """
     measured = sum(each.sampled_tokens(num) for each in rows)
     tokens = _step_tokens(rows, per_step)
     step = sum(seconds) / len(seconds) * tokens / measured
     shares = " + ".join([str(num)] * len(rows))
+    others = {"probes": config.probe, "held-out evaluations": config.eval_steps}
+    beside = " and ".join(name for name, setting in others.items() if setting is not None)
+    whole = f"{_short(step * steps)} in all" + (f" without {beside}" if beside else "")
     line = (
-        f"time of a step: about {_short(step)}, {_short(step * steps)} in all; scaled by tokens from {len(seconds)} "
-        f"measured step{'s' * (len(seconds) > 1)} of {shares} {unit}, {measured:,} tokens, on this {place}"
+        f"time of a step: about {_short(step)}, {whole}; scaled by tokens from {len(seconds)} measured "
+        f"step{'s' * (len(seconds) > 1)} of {shares} {unit}, {measured:,} tokens, on this {place}"
     )
     return Plan([line], {"seconds_per_step": step})
 
@@ -213,10 +235,13 @@ def _num_tokens(pair: TokenPair) -> int:
     return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)  # the prompt is in a packed row once
 
 
-def sampled_forecast(config: AlignConfig, most: int = 64) -> tuple[ForecastFile, list[str]]:
+def sampled_forecast(
+    config: AlignConfig, most: int = 64, *, betas: Sequence[float] = ()
+) -> tuple[ForecastFile, list[str]]:
     """Return the forecast of a random sample of at most `most` pairs of each stream, and lines on them.
 
-    Their log-probs go to the cache, where training finds them. Raises as `bfpo train` does for data and model, and
+    With `betas` it is that of the one that `reaching_beta` chooses, in place of the config's. The
+    log-probs go to the cache, where training finds them. Raises as `bfpo train` does for data and model, and
     `SettingError` for single answers.
     """
     if alone := [name for name, section in data_sections(config).items() if section.layout == UNPAIRED]:
@@ -238,7 +263,10 @@ def sampled_forecast(config: AlignConfig, most: int = 64) -> tuple[ForecastFile,
         trainer = BFPOTrainer(
             policy.model, args, train_dataset=streams[0], buffer_dataset=buffer, processing_class=policy.tokenizer
         )
-    found = forecast(trainer.streams, config.method_object(), reduction=config.reduction)
+    method = config.method_object()
+    if betas:
+        method = replace(method, beta=reaching_beta(trainer.streams, method, betas, reduction=config.reduction))
+    found = forecast(trainer.streams, method, reduction=config.reduction)
     assert found is not None
     shares = " + ".join(f"{len(each.sample):,} of {len(each.tokens):,}" for each in rows)
     return found, [*lines, f"reference log-probs of {shares} pairs, drawn at random", *forecast_lines(found)]
@@ -258,9 +286,11 @@ def pair_plan(
         return Plan()
     method = config.method_object()
     with TemporaryDirectory() as place:
-        plan = schedule_plan(arguments(place), rows, config.pairs_per_step, "pairs") + _first_loss(config, rows)
+        args = arguments(place)
+        plan = schedule_plan(args, rows, config.pairs_per_step, "pairs") + _first_loss(config, rows)
     if policy is None:
         return plan + NOT_MEASURED
+    plan += no_change_plan(args, plan, policy)
     reference = choose_reference(
         config.reference,
         num_to_compute=sum(len(each.tokens) for each in rows),
@@ -285,7 +315,12 @@ def pair_plan(
         return plan + NOT_SHARED
     seconds, trainer = measured
     place = str(trainer.args.device)
-    plan += time_plan(seconds, rows, num, config.pairs_per_step, plan.facts["steps"], "pairs", place)
+    if (anchor := trainer.state.log_history[-1].get("anchor_loss")) is not None:
+        line = (
+            f"anchor of the first steps: about {anchor:.4g}, that of {sum(map(len, streams))} pairs now, which is added"
+        )
+        plan += Plan([line], {"expected_anchor_loss": anchor})
+    plan += time_plan(config, seconds, rows, num, config.pairs_per_step, plan.facts["steps"], "pairs", place)
     report = trainer.reference_report if isinstance(trainer, BFPOTrainer) else None
     if report is not None:
         share = sum(sum(each.tokens) for each in rows) / sum(each.sampled_tokens(num) for each in rows)

@@ -209,6 +209,8 @@ def train_in_folder(
             if keeper is not None and keeper.seen.best_step not in (None, trainer.state.global_step):
                 trainer.remove_callback(progress)
                 _take_best(trainer, folder, keeper, [rows, *([] if trackers is None else [trackers])])
+                if watch is not None and watch is not keeper:
+                    watch.ask_kept(trainer.state, trainer.control)
                 metrics = {name: value for name, value in metrics.items() if not name.startswith("eval_")}
         if evaluates and not any(name.startswith("eval_") for name in metrics):
             metrics |= trainer.evaluate()
@@ -249,9 +251,9 @@ def _readable(folder: RunFolder) -> Iterator[None]:
 
 
 def _remark(folder: RunFolder, log: list[dict[str, Any]], watch: ProbeCallback | None, of_rules: list[Remark]) -> None:
-    """Write what there is to remark, and the cost of the probe since this start, to `run.json`."""
+    """Write what there is to remark, and the cost of the probe, to `run.json`."""
     if watch is not None:
-        folder.add_facts(probe_seconds=round(watch.seconds, 3))
+        folder.add_facts(probe_seconds=round(watch.seen.seconds, 3))
     found = of_rules + remarks_on(log, folder.config, None if watch is None else watch.of_the_end())
     if found:
         folder.add_facts(remarks=as_json(found))
