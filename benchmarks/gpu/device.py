@@ -10,8 +10,9 @@ from typing import Any
 
 from benchmarks.process import worker
 
-# Dense bfloat16 of the data sheets (SXM), in operations per second.
+# Dense bfloat16 of the data sheets, in operations per second; of Hopper the SXM form, whose names say nothing or HBM3.
 DATASHEET = {"H100": 989.4e12, "H200": 989.4e12, "H800": 989.4e12, "A100": 312e12}
+SLOWER_FORMS = ("PCIe", "NVL", "HBM2")
 PACKAGES = ("accelerate", "peft", "trl", "datasets", "bitsandbytes", "flash-attn", "liger-kernel", "triton")
 
 
@@ -28,7 +29,7 @@ def measure(values: dict[str, Any]) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "packages": {package: _version(package) for package in PACKAGES},
         "compiler": next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None),  # Triton needs one
-        "datasheet": next((rate for card, rate in DATASHEET.items() if card in name), None),
+        "datasheet": datasheet(name),
     }
     size = 8192 if cuda else 512
     for dtype in (torch.bfloat16, torch.float32) if cuda else (torch.float32,):
@@ -40,6 +41,13 @@ def measure(values: dict[str, Any]) -> dict[str, Any]:
     target = torch.empty_like(source)
     facts["copy_bytes"] = 2 * source.nbytes / _median(lambda: target.copy_(source), values["seconds"])
     return facts
+
+
+def datasheet(name: str) -> float | None:
+    """Return the rate of the card of this name; `None` for unknown ones, Hopper's slower forms, and parts of a card."""
+    card = next((card for card in DATASHEET if card in name), None)
+    slower = card != "A100" and any(form in name for form in SLOWER_FORMS)
+    return None if card is None or slower or "MIG" in name else DATASHEET[card]
 
 
 def _median(call: Callable[[], Any], seconds: float) -> float:

@@ -168,6 +168,148 @@ def test_what_is_not_read_of_a_data_set_is_listed(tmp_path):
     assert found["mine: num_samples"] == "not read; data.limit says it here"
 
 
+TRL_HUB = """
+model_name_or_path: m
+learning_rate: 5.0e-7
+output_dir: out
+dataset_name: org/pairs
+dataset_config: sub
+dataset_train_split: train_prefs
+dataset_test_split: test_prefs
+dataset_streaming: true
+eval_strategy: steps
+eval_steps: 10
+"""
+
+
+def test_a_data_set_of_the_hub_of_trl(tmp_path):
+    found = converted(tmp_path, TRL_HUB)
+    ours = load_config(AlignConfig, tmp_path / "ours.yaml")
+    assert (ours.data.hub, ours.data.subset, ours.data.hub_split) == ("org/pairs", "sub", "train_prefs")
+    assert (ours.data.streaming, ours.data.files, ours.eval_steps) == (True, [], 10)
+    assert found["config"]["eval_data"] == {**found["config"]["data"], "hub_split": "test_prefs"}
+    assert found["not_carried_over"].keys() == {"output_dir", "eval_strategy"}
+    assert found["to_do"] == []
+    (tmp_path / "ours.yaml").unlink()
+    found = converted(tmp_path, TRL_HUB.replace("dataset_name: org/pairs", "dataset_name: pairs.jsonl"))
+    assert (found["config"]["data"], "eval_data" in found["config"]) == ({"files": "pairs.jsonl"}, False)
+    keys = {"dataset_config", "dataset_train_split", "dataset_streaming", "dataset_test_split", "eval_steps"}
+    assert found["not_carried_over"].keys() >= keys
+
+
+def test_files_and_mixtures_of_trl(tmp_path):
+    entry = "{path: org/pairs, data_files: {train: a.parquet, test: b.parquet}, split: test, fraction: 0.5}"
+    theirs = f"{TRL_HUB}datasets: [{entry}]\nstreaming: true\n"
+    found = converted(tmp_path, theirs)
+    assert found["config"]["data"] == {"hub": "org/pairs", "files": ["b.parquet"], "streaming": True}
+    keys = {"dataset_name", "dataset_config", "dataset_train_split", "dataset_streaming", "dataset_test_split"}
+    assert found["not_carried_over"].keys() == {
+        *keys,
+        "output_dir",
+        "eval_strategy",
+        "eval_steps",
+        "datasets: fraction",
+    }
+    (tmp_path / "ours.yaml").unlink()
+    found = converted(tmp_path, theirs.replace("[{", "[{path: json, data_files: pairs.jsonl}, {"))
+    assert found["config"]["data"] == {"files": "pairs.jsonl"}
+    assert "left out org/pairs" in found["to_do"][0]
+
+
+AXOLOTL_HUB = """
+base_model: m
+rl: dpo
+datasets:
+  - {path: org/pairs, name: sub, revision: abc, split: train, type: chatml.intel}
+test_datasets:
+  - {path: org/pairs, split: test, type: chatml.intel}
+eval_steps: 5
+"""
+
+
+def test_data_sets_of_the_hub_of_axolotl(tmp_path):
+    found = converted(tmp_path, AXOLOTL_HUB)
+    ours = load_config(AlignConfig, tmp_path / "ours.yaml")
+    assert (ours.data.hub, ours.data.subset, ours.data.revision) == ("org/pairs", "sub", "abc")
+    assert (ours.data.hub_split, ours.eval_data.hub_split, ours.eval_data.hub) == ("train", "test", "org/pairs")
+    assert (found["not_carried_over"], found["to_do"]) == ({}, [])
+    (tmp_path / "ours.yaml").unlink()
+    # For SFT the test part is what test_datasets stands for; a folder here is not taken for a name on the hub.
+    found = converted(tmp_path, AXOLOTL_HUB.replace("rl: dpo\n", "").replace("split: test, ", ""))
+    assert found["config"]["eval_data"] == {"hub": "org/pairs", "hub_split": "test"}
+    (tmp_path / "ours.yaml").unlink()
+    (tmp_path / "org" / "pairs").mkdir(parents=True)
+    found = converted(tmp_path, AXOLOTL_HUB)
+    assert found["config"]["data"] == {"files": "org/pairs"}
+    assert found["not_carried_over"].keys() == {"datasets: name", "datasets: revision", "test_datasets: split"}
+
+
+def test_a_slice_of_a_split_is_named(tmp_path):
+    theirs = AXOLOTL_HUB.replace("name: sub, revision: abc, split: train", 'split: "train[:100]"')
+    found = converted(tmp_path, theirs.replace("split: test", 'split: "train[100:]"'))
+    assert found["config"]["data"] == found["config"]["eval_data"] == {"hub": "org/pairs", "hub_split": "train"}
+    assert "'train[:100]'" in found["not_carried_over"]["datasets: split"]
+    assert found["to_do"][0].startswith("eval_data: names the rows of data")
+
+
+def test_llama_factory_looks_on_the_hub_first(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "m.json").write_text("[]")
+    entry = {"hf_hub_url": "org/pairs", "file_name": "m.json", "ranking": True, "split": "test", "subset": "sub"}
+    entries = {"mine": entry, "old": {"script_url": "old.py", "file_name": "m.json"}, "here": {"file_name": "m.json"}}
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(entries))
+    found = converted(tmp_path, LLAMA_FACTORY)
+    section = {"hub": "org/pairs", "hub_split": "test", "subset": "sub", "layout": "alpaca_pairs"}
+    assert (found["config"]["data"], found["to_do"]) == (section, [])
+    assert found["not_carried_over"]["mine: file_name"] == "LLaMA-Factory reads hf_hub_url in its place"
+    (tmp_path / "ours.yaml").unlink()
+    found = converted(tmp_path, LLAMA_FACTORY.replace("mine", "mine, here") + "streaming: true\neval_dataset: here\n")
+    assert found["config"]["data"] == {**section, "streaming": True}
+    assert "streaming" not in found["not_carried_over"]
+    assert found["config"]["eval_data"] == {"files": "data/m.json", "layout": "alpaca_pairs"}
+    assert "left out data/m.json" in found["to_do"][0]
+    (tmp_path / "ours.yaml").unlink()
+    found = converted(tmp_path, LLAMA_FACTORY.replace("mine", "old"))
+    assert "script_url, old.py" in found["to_do"][0]
+    (tmp_path / "ours.yaml").unlink()
+    found = converted(tmp_path, LLAMA_FACTORY.replace("mine", "org/pairs") + "dataset_dir: ONLINE\n")
+    assert found["config"]["data"] == {"hub": "org/pairs", "layout": "alpaca_pairs"}
+
+
+def test_the_repository_that_a_model_is_pushed_to(tmp_path):
+    pushed = "push_to_hub: true\nhub_model_id: org/mine\nhub_private_repo: true\n"
+    found = converted(tmp_path, TRL_HUB + pushed)
+    assert (found["config"]["push_to_hub"], found["config"]["hub_private_repo"]) == ("org/mine", True)
+    assert not {"push_to_hub", "hub_model_id", "hub_private_repo"} & found["not_carried_over"].keys()
+    (tmp_path / "ours.yaml").unlink()
+    found = converted(tmp_path, TRL_HUB + pushed.replace("org/", ""))
+    assert not {"push_to_hub", "hub_private_repo"} & found["config"].keys()
+    assert found["to_do"][0].startswith("push_to_hub:")
+    (tmp_path / "ours.yaml").unlink()
+    found = converted(tmp_path, TRL_HUB + pushed.replace("push_to_hub: true", "push_to_hub: false"))
+    assert found["not_carried_over"].keys() >= {"hub_model_id", "hub_private_repo"}
+    (tmp_path / "ours.yaml").unlink()
+    found = converted(tmp_path, f"{AXOLOTL_HUB}hub_model_id: org/mine\noptim: adamw_torch\n")  # it is private there
+    assert (found["config"]["push_to_hub"], found["config"]["hub_private_repo"]) == ("org/mine", True)
+    assert found["not_carried_over"] == {"optim": "not a key of axolotl; optim is one here"}
+
+
+def test_trackers_that_are_turned_on_by_keys_of_their_own(tmp_path):
+    keys = "use_tensorboard: true\nmlflow_experiment_name: safety\nmlflow_run_name: first\nuse_wandb: false\n"
+    found = converted(tmp_path, AXOLOTL_HUB + keys)
+    ours = load_config(AlignConfig, tmp_path / "ours.yaml")
+    assert (set(ours.report_to), ours.project, ours.run_name) == ({"mlflow", "tensorboard"}, "safety", "first")
+    assert found["not_carried_over"] == {}
+    (tmp_path / "ours.yaml").unlink()
+    found = converted(tmp_path, f"{AXOLOTL_HUB}{keys}trackio_project_name: other\n")
+    assert found["config"]["report_to"] == ["mlflow", "tensorboard", "trackio"]
+    assert found["not_carried_over"] == {"trackio_project_name": "one for all trackers: safety"}
+    (tmp_path / "ours.yaml").unlink()
+    found = converted(tmp_path, f"{LLAMA_FACTORY}report_to: all\nuse_swanlab: true\nswanlab_run_name: first\n")
+    assert (found["config"]["report_to"], found["config"]["run_name"]) == (["swanlab"], "first")
+    assert found["not_carried_over"]["report_to"] == "all: name the trackers"
+
+
 @pytest.mark.parametrize("theirs", [AXOLOTL, LLAMA_FACTORY])
 @pytest.mark.parametrize(
     ("given", "ours"),
@@ -191,6 +333,8 @@ def test_a_warm_up_is_that_of_the_file_and_steps_go_before_a_share(tmp_path, the
         ("model: m\ndata: {files: x}\n", "needs no conversion"),
         ("base_model: m\nrl: orpo\nlearning_rate: 1.0e-6\n", "rl"),
         ("model_name_or_path: m\nstage: ppo\n", "stage"),
+        ("base_model: m\nrl: kto\n", "unpaired"),
+        ("model_name_or_path: m\nstage: kto\n", "unpaired"),
         ("base_model: m\nrl: dpo\nlearning_rate: fast\n", "learning_rate"),
         ("- 1\n", "known library"),
     ],
@@ -198,6 +342,22 @@ def test_a_warm_up_is_that_of_the_file_and_steps_go_before_a_share(tmp_path, the
 def test_what_cannot_be_converted_is_named(tmp_path, text, key):
     (tmp_path / "theirs.yaml").write_text(text)
     fails(convert(Path("theirs.yaml")), key)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("base_model: m\nrl: dpo\ndatasets: some/text\n", "datasets"),
+        ("base_model: m\nrl: dpo\ndatasets: [{path: a/b}, 3]\n", "datasets"),
+        ("base_model: m\nrl: dpo\ndatasets: 3\n", "datasets"),
+        ("model_name_or_path: m\nstage: dpo\ndataset: a\ndataset_dir: .\n", "a"),
+        ("model_name_or_path: m\nstage: dpo\ndataset: b\ndataset_dir: .\n", "b: columns"),
+    ],
+)
+def test_data_sets_that_are_no_mappings_are_refused(tmp_path, text, key):
+    (tmp_path / "dataset_info.json").write_text('{"a": "text", "b": {"columns": ["prompt"]}}')
+    (tmp_path / "theirs.yaml").write_text(text)
+    fails(convert(Path("theirs.yaml")), f"{key}: got")
 
 
 def test_an_existing_file_is_kept(tmp_path):

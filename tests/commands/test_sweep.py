@@ -13,6 +13,7 @@ import bfpo.commands.sweep
 from bfpo.config import InterpolateConfig, SweepConfig
 from bfpo.core.errors import ConfigError, DataError, ModelError, RunError, SettingError
 from bfpo.data.write import write_pairs
+from bfpo.experiments.points import chains_of, plan_points
 from bfpo.policy.load import init_policy
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
@@ -116,6 +117,24 @@ def test_blends_are_judged_without_training(sweep: tuple[Path, SweepConfig]) -> 
 def previewed(sweep: tuple[Path, SweepConfig], **changes: Any) -> list[str]:
     values = {key: getattr(sweep[1], key) for key in sweep[1].model_fields_set}
     return preview_stage("sweep", SweepConfig.model_validate({**values, "memory_gib": None, **changes})).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("keys", "names"),
+    [
+        ({}, [None, None]),
+        ({"report_to": "tensorboard"}, ["beta=0.1", "beta=0.2"]),
+        ({"report_to": "tensorboard", "run_name": "mine"}, ["mine", "mine"]),
+    ],
+)
+def test_a_point_has_its_own_name_in_trackers(
+    sweep: tuple[Path, SweepConfig], tmp_path: Path, keys: dict[str, str], names: list[str | None]
+) -> None:
+    root, config = sweep
+    (tmp_path / "train.yaml").write_text(json.dumps({**json.loads((root / "train.yaml").read_text()), **keys}))
+    config = config.model_copy(update={"train": str(tmp_path / "train.yaml")})
+    trainings = [chain.steps[0].config for chain in chains_of(config, plan_points(config), tmp_path, {})[1:]]
+    assert [dict(training)["run_name"] for training in trainings] == names
 
 
 @pytest.mark.parametrize("budget", [4.0, None])

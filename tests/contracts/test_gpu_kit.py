@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 
 from benchmarks.flops import needed_flops
 from benchmarks.gpu import __main__ as kit
-from benchmarks.gpu import checks, kernels, wheels
+from benchmarks.gpu import checks, device, kernels, wheels
 from benchmarks.gpu import plan as plans
 from benchmarks.gpu.kernels import group_of, shares, times
 from benchmarks.gpu.table import gpu_tables
@@ -222,13 +223,52 @@ def test_tests_that_cannot_run_are_no_result(tmp_path: Path, monkeypatch: pytest
 
 
 def test_packages_that_the_tests_import_are_carried() -> None:
-    conftest = (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8")
-    third = {"pytest", "hypothesis"}
-    assert third <= set(re.findall(r"^(?:from|import) (\w+)", conftest, re.MULTILINE))
     part = next(part for part in plans.plan(small=False, cuda=True) if part.kind == "tests")
-    assert third == set(part.needs)
+    third, waiting = set[str](), [ROOT / "tests" / "conftest.py", *(ROOT / name for name in checks.TESTS)]
+    for file in waiting:  # which grows by the helpers of the tests
+        for name in re.findall(r"^(?:from|import) (\w+)", file.read_text(encoding="utf-8"), re.MULTILINE):
+            own = ROOT / "tests" / f"{name}.py"
+            waiting += [own] if own.is_file() and own not in waiting else []
+            if not own.is_file() and name not in sys.stdlib_module_names | {"bfpo", "benchmarks"}:
+                third.add(name)
+    # What transformers requires, and bfpo itself.
+    assert third - {*wheels.THERE, "numpy", "tokenizers", "pydantic"} == set(part.needs)
     needed = {name for part in plans.plan(small=False, cuda=True) for name in part.needs}
     assert {name.replace("_", "-") for name in needed} <= wheels.needed_wheels().keys()
+
+
+def test_the_sources_of_the_checkout_are_used_where_bfpo_is_not_installed() -> None:
+    """Without any installed package, as on a bare machine; what a worker imports is found too."""
+    asked = "import bfpo; print(bfpo.__file__)"
+    worker = f"import subprocess, sys; subprocess.run([sys.executable, '-S', '-c', {asked!r}], check=True, cwd='/')"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", f"import benchmarks; {asked}; {worker}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split()) == [str(ROOT / "src" / "bfpo" / "__init__.py")] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4e12),
+        ("NVIDIA H200", 989.4e12),
+        ("NVIDIA A100 80GB PCIe", 312e12),  # the same in both forms
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA L4", None),
+    ],
+)
+def test_the_rate_of_the_data_sheet_is_that_of_the_form(name: str, rate: float | None) -> None:
+    assert device.datasheet(name) == rate
 
 
 def test_wheels_are_what_is_wanted_without_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

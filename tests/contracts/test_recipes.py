@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bfpo.config import GateConfig, load_config
+from bfpo.config import EvaluateConfig, GateConfig, RedteamConfig, load_config
 from bfpo.runs.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,3 +33,15 @@ def test_a_recipe_loads(path):
 def test_there_are_recipes():
     assert ROOT / "recipes" / "mistral-7b" / "train.yaml" in CONFIGS
     assert ROOT / "recipes" / "mistral-7b" / "data.yaml" in CONFIGS
+
+
+def test_the_red_team_round_of_the_real_model_asks_its_last_model_training_prompts_alone():
+    folder = ROOT / "recipes" / "smollm2-135m"
+    config = load_config(RedteamConfig, folder / "redteam.yaml", [])
+    models = load_config(EvaluateConfig, folder / "evaluate.yaml", []).models
+    assert (config.start, config.model) == (models[0].model, models[-1].model)
+    assert config.harmless is not None
+    asked = {Path(file).name for file in (config.prompts, config.harmless)}
+    run = (folder / "run.sh").read_text()
+    assert all(f"$OUT/prompts/{name}" in run.replace("${round}", "2") for name in asked)  # what its rounds ask, too
+    assert not any(name.startswith(("dev", "report")) for name in asked)

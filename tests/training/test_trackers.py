@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import logging
@@ -130,6 +131,46 @@ def test_a_tracker_is_made_as_a_trainer_does_and_gets_the_default_project(
     assert seen == [("init", "bfpo"), ("train", "bfpo")]
 
 
+def test_runs_of_the_same_name_are_two_in_trackio_and_a_resumed_one_is_the_same(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+
+    class Named(TrainerCallback):
+        stops = True
+
+        def on_train_begin(self, args: Any, *_: Any, **__: Any) -> None:
+            names.append(args.run_name)
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if self.stops:
+                raise KeyboardInterrupt
+
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "trackio", Named)
+    config = sft(data, report_to="trackio")
+    with pytest.raises(KeyboardInterrupt):
+        run_stage("sft", config, data / "one" / "train")
+    monkeypatch.setattr(Named, "stops", False)
+    run_stage("sft", config, data / "one" / "train", resume=True)
+    folder = run_stage("sft", config, data / "two" / "train")
+    assert names[0] == names[1] != names[2] == folder.record["tracker_runs"]["trackio"]
+    assert all(name.startswith("train-") for name in names)
+
+
+def test_what_a_tracker_cannot_be_given_is_said(
+    data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("clearml", "comet_ml"):
+        monkeypatch.setitem(INTEGRATION_TO_CALLBACK, name, TrainerCallback)
+    both = ["clearml", "comet_ml"]
+    with caplog.at_level(logging.WARNING, logger="bfpo"):
+        run_stage("sft", sft(data, report_to=both), data / "plain")
+        assert "clearml" not in caplog.text
+        run_stage("sft", sft(data, report_to=both, run_name="n", run_tags="t"), data / "run")
+    says(caplog, "run_name", "clearml")
+    says(caplog, "run_tags", "clearml, comet_ml")
+
+
 def test_nothing_is_tracked_unless_asked(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in TRACKERS:
         monkeypatch.setitem(INTEGRATION_TO_CALLBACK, name, _refuse)
@@ -231,6 +272,25 @@ def test_mlflow_goes_on_with_its_run(data: Path, monkeypatch: pytest.MonkeyPatch
     assert run.data.tags["t"] == "true"
     assert run.data.metrics["eval_accuracy"] == folder.record["metrics"]["eval_accuracy"]
     assert len(mlflow.search_runs(experiment_names=["p"])) == 1
+
+
+def test_trackio_keeps_two_runs_with_their_tags_and_rows(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(data / "trackio"))  # read when trackio is imported
+    trackio = pytest.importorskip("trackio")
+    storage = importlib.import_module("trackio.sqlite_storage").SQLiteStorage
+    config = align(data, report_to="trackio", project="p", run_name="n", run_tags=["t", "u"])
+    folders = [run_stage("train", config, data / name / "train") for name in ("one", "two")]
+    runs = {run.name: run for run in trackio.Api().runs("p")}
+    assert runs.keys() == {folder.record["tracker_runs"]["trackio"] for folder in folders}
+    assert len(runs) == 2
+    assert all(name.startswith("n-") and run.config["tags"] == ["t", "u"] for name, run in runs.items())
+    for folder in folders:
+        shown = storage.get_logs("p", run_id=runs[folder.record["tracker_runs"]["trackio"]].id)
+        held = {(name, row["train/global_step"]): row[name] for row in shown for name in row if name in NAMES}
+        wanted = {
+            (name, row["step"]): value for row in folder.read_metrics() for name, value in as_tracked(row).items()
+        }
+        assert held == pytest.approx({key: value for key, value in wanted.items() if key[0] in NAMES})
 
 
 def test_keys_of_trackers_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,8 @@ def _place_rest(found: Converted) -> None:
         if key not in fields:
             found.lost[key] = "no counterpart"
         elif key in OWN:
-            found.lost[key] = f"{OWN[key]} in its place"
+            same = f"not a key of {LIBRARIES[found.library]}; {key} is one here"
+            found.lost[key] = same if OWN[key] == key else f"{OWN[key]} in its place"
         elif key in REFUSED:
             found.lost[key] = REFUSED[key]
         else:

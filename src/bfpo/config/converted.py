@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from bfpo.config.converted_data import HELD_OUT, data_section, eval_section, is_evaluated
+from bfpo.config.converted_source import (
+    BATCH,
+    DEFAULTS,
+    FILL_IN,
+    LIBRARIES,
+    NEUTRAL,
+    NOTHING,
+    RATES,
+    Library,
+    Row,
+    Source,
+)
 from bfpo.config.describe import allowed
 from bfpo.config.train import AlignConfig, SftConfig
 from bfpo.core.errors import ConfigError
+from bfpo.core.hub import check_repository
 
 __all__ = [
     "LIBRARIES",
@@ -26,30 +39,6 @@ __all__ = [
     "library_of",
     "table_rows",
 ]
-
-Library = Literal["trl", "axolotl", "llama_factory"]
-LIBRARIES: dict[Library, str] = {"trl": "TRL", "axolotl": "axolotl", "llama_factory": "LLaMA-Factory"}
-FILL_IN = "FILL-IN"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One key of ours, and the keys of each library that it is made of.
-
-    `make`: from their values to ours; `None` leaves our key out. `sft`: our key in `bfpo sft`, where it is another.
-    """
-
-    ours: str
-    trl: tuple[str, ...]
-    axolotl: tuple[str, ...]
-    llama_factory: tuple[str, ...]
-    make: Callable[[Source], Any]
-    sft: str = ""
-
-    def keys(self, library: Library) -> tuple[str, ...]:
-        """Return the keys of a library."""
-        found: tuple[str, ...] = getattr(self, library)
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,70 +62,17 @@ class Converted:
     rest: dict[str, Any]
 
 
-@dataclass(slots=True)
-class Source:
-    """The values of one file while a row is made from them; `one` falls back to the library's default."""
-
-    values: Mapping[str, Any]
-    library: Library
-    stage: Literal["train", "sft"]
-    path: Path
-    row: Row | None = None
-    lost: dict[str, str] = field(default_factory=dict)
-    to_do: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def keys(self) -> Sequence[str]:
-        """Return the library's names of the row's key."""
-        assert self.row is not None
-        return self.row.keys(self.library)
-
-    def one(self, place: int = 0) -> Any:
-        """Return the value of the row's key at a place, or its default."""
-        keys = self.keys()
-        if place >= len(keys):
-            return None
-        given = self.values.get(keys[place])
-        return self.defaults.get(keys[place]) if given is None else given
-
-    @property
-    def defaults(self) -> Mapping[str, Any]:
-        """The library's defaults that are not ours."""
-        return {**DEFAULTS[self.library], **(_OF_SFT.get(self.library, {}) if self.stage == "sft" else {})}
-
-    def number(self, place: int = 0) -> Any:
-        """Return it as a number; YAML 1.1 and 1.2 differ on `5e-6`. Raises `ConfigError`."""
-        value = self.one(place)
-        if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
-            return value
-        try:
-            return float(value) if isinstance(value, str) else _not_a_number(value)
-        except ValueError as error:
-            key = self.keys()[place]
-            raise ConfigError(f"{self.path}: {key}: got {value!r}; a number is needed to convert it") from error
-
-    def flag(self, name: str, why: str) -> None:
-        """Note that a key which the file gives is not carried over."""
-        if self.values.get(name) not in _NOTHING:
-            self.lost[name] = why
-
-
 _YAML_1_1 = {"yes": True, "on": True, "no": False, "off": False}  # which the three libraries read their files by
-_NOTHING: tuple[Any, ...] = (None, False, "", [], {}, "no", "none", "None")
 
 
 def changes_nothing(value: Any, default: Any) -> bool:
     """Return whether a value is the default, or both are off."""
-    return bool(value == default or (value in _NOTHING and default in _NOTHING))
+    return bool(value == default or (value in NOTHING and default in NOTHING))
 
 
 def default_of(key: str) -> Any:
     """Return the value of a key that is not one of `TrainingArguments` which changes nothing; `None` = off."""
-    return _NEUTRAL.get(key)
-
-
-def _not_a_number(value: object) -> float:
-    raise ValueError(value)
+    return NEUTRAL.get(key)
 
 
 def _same(source: Source) -> Any:
@@ -169,11 +105,11 @@ def _epochs(source: Source) -> Any:
 
 def _warmup(source: Source) -> Any:
     if "constant" in (source.values.get("lr_scheduler_type"), source.values.get("lr_scheduler")):
-        for key in _RATES:
+        for key in RATES:
             source.flag(key, "a constant schedule has no warm-up; lr_scheduler_type: constant_with_warmup has")
         return None
-    given = [key for key in _RATES if source.values.get(key) is not None]  # a default holds only if neither is given
-    steps, ratio = (None if given and key not in given else source.number(n) for n, key in enumerate(_RATES))
+    given = [key for key in RATES if source.values.get(key) is not None]  # a default holds only if neither is given
+    steps, ratio = (None if given and key not in given else source.number(n) for n, key in enumerate(RATES))
     return steps or ratio or 0
 
 
@@ -217,7 +153,7 @@ def _dtype(source: Source) -> Any:
 
 
 def _checkpointing(source: Source) -> Any:
-    return not source.one() if source.library == "llama_factory" else source.one() not in _NOTHING
+    return not source.one() if source.library == "llama_factory" else source.one() not in NOTHING
 
 
 def _trains_adapters(source: Source) -> bool:
@@ -268,28 +204,70 @@ def _quantize(source: Source) -> Any:
     return "nf4" if four and _trains_adapters(source) else None
 
 
+# Keys that turn a tracker on in axolotl (those of a project too), and one of LLaMA-Factory.
+_TRACKED_BY = {
+    **{"use_wandb": "wandb", "wandb_project": "wandb", "use_mlflow": "mlflow", "mlflow_experiment_name": "mlflow"},
+    **{"use_tensorboard": "tensorboard", "use_comet": "comet_ml", "comet_project_name": "comet_ml"},
+    **{"use_trackio": "trackio", "trackio_project_name": "trackio", "use_swanlab": "swanlab"},
+}
+
+
 def _trackers(source: Source) -> Any:
-    if source.library == "axolotl":
-        return "wandb" if source.one() else None
-    names = source.one()
-    names = [names] if isinstance(names, str) else names or []
-    names = [name for name in names if name not in ("none", "all")]
-    return names or None
+    names = source.values.get("report_to") or []
+    names = [names] if isinstance(names, str) else list(names)
+    if "all" in names:
+        source.lost["report_to"] = "all: name the trackers"
+    names += [name for key, name in _TRACKED_BY.items() if source.values.get(key) not in NOTHING]
+    return list(dict.fromkeys(name for name in names if name not in ("none", "all"))) or None
 
 
 def _beside_tracker(source: Source) -> Any:
-    tracked = source.values.get("wandb_project") or source.values.get("report_to") not in (*_NOTHING, "all", ["none"])
-    if tracked:
-        return source.one()
-    key = source.keys()[0]
-    if source.one() != _NEUTRAL.get(key):
-        source.flag(key, "read with report_to only; name a tracker there")
-    return None
+    tracked, keys, found = _trackers(source), source.keys(), None
+    for key in keys:
+        value = source.values.get(key)
+        if not tracked:
+            source.flag(key, "read with report_to only; name a tracker there")
+        elif found is None:
+            found = value
+        elif value != found:
+            source.flag(key, f"one for all trackers: {found}")
+    return found
+
+
+def _repository(source: Source) -> str | None:
+    """Return the repository that the model is pushed to, `None` if its owner is not named or nothing is pushed."""
+    name = source.values.get("hub_model_id")
+    try:
+        return check_repository(str(name)) if _pushes(source) else None
+    except ValueError:
+        return None
+
+
+def _pushes(source: Source) -> bool:
+    return source.values.get("hub_model_id" if source.library == "axolotl" else "push_to_hub") not in NOTHING
+
+
+def _push(source: Source) -> Any:
+    repository = _repository(source)
+    if not _pushes(source):
+        source.flag("hub_model_id", "read with push_to_hub only")
+    elif repository is None:
+        source.to_do.append("push_to_hub: the file names no repository with its owner; give ORG/NAME")
+    return repository
+
+
+def _private(source: Source) -> Any:
+    if _repository(source) is None:
+        source.flag("hub_private_repo", "read with push_to_hub: ORG/NAME only")
+        return None
+    if source.library == "axolotl":
+        source.notes.append("a new repository of axolotl is private")
+        return True
+    return source.one()
 
 
 def _eval_steps(source: Source) -> Any:
-    held_out = source.values.get("test_datasets") or source.values.get("eval_dataset")
-    if not held_out:
+    if not is_evaluated(source):
         source.flag("eval_steps", "read with eval_data only: name a file of held-out rows")
         return None
     return _steps(source)
@@ -303,153 +281,6 @@ def _template(source: Source) -> Any:
     return value
 
 
-def _data(source: Source) -> Any:
-    found = list(_DATA[source.library](source))
-    if not found:
-        source.to_do.append("data.files: the file names none; give .jsonl, .csv or .parquet files")
-        return {"files": FILL_IN}
-    files = [file for one in found for file in one.pop("files")]
-    for file in files:
-        if not Path(file).exists() and not any(character in file for character in "*?["):
-            source.to_do.append(f"data.files: {file} is not here; name its file or folder on this disk")
-    same = all(one == found[0] for one in found)
-    if not same:
-        source.to_do.append("data: the sets have different forms, which one section cannot have; see bfpo prepare")
-    return {"files": files[0] if len(files) == 1 else files, **(found[0] if same else {})}
-
-
-def _eval_data(source: Source) -> Any:
-    return _data(source) if source.one() else None
-
-
-def _files(item: Mapping[str, Any], path_key: str = "path") -> list[str]:
-    files = item.get("data_files")
-    named = list(files.values()) if isinstance(files, dict) else [files] if isinstance(files, str) else files or []
-    named = [file for one in named for file in (one if isinstance(one, list) else [one])]
-    return [str(file) for file in named] or [str(item.get(path_key))]
-
-
-_ELSEWHERE = {
-    **{"split": "data.split of a data set of the hub (data.hub)", "name": "data.subset", "subset": "data.subset"},
-    **{"revision": "data.revision", "num_samples": "data.limit", "columns": "data.columns"},
-}
-_USUAL = {"split": "train", "ds_type": "json", "ranking": True, "chat_template": "tokenizer_default"}
-
-
-def _unread(source: Source, place: str, entry: Mapping[str, Any], read: set[str]) -> None:
-    """Note the keys of a data set that are not carried over."""
-    for key, value in entry.items():
-        if key not in read and value not in _NOTHING and value != _USUAL.get(key):
-            here = f"{_ELSEWHERE[key]} says it here" if key in _ELSEWHERE else "see data.layout and data.columns"
-            source.lost[f"{place}: {key}"] = f"not read; {here}"
-
-
-def _trl_data(source: Source) -> Iterator[dict[str, Any]]:
-    name, sets = source.one(0), source.one(1)
-    for item in sets or []:
-        _unread(source, "datasets", item, {"path", "data_files"})
-        yield {"files": _files(item)}
-    if name and not sets:
-        yield {"files": [str(name)]}
-
-
-def _axolotl_data(source: Source) -> Iterator[dict[str, Any]]:
-    for item in source.one() or []:
-        found: dict[str, Any] = {"files": _files(item)}
-        kind = item.get("type") if isinstance(item.get("type"), str) else ""
-        messages = item.get("field_messages", "messages")
-        if kind.startswith("chat_template") and source.stage == "train":
-            columns = {
-                "messages": messages,
-                "chosen": item.get("field_chosen", "chosen"),
-                "rejected": item.get("field_rejected", "rejected"),
-            }
-            found["layout"] = "messages"
-        elif kind.startswith("chat_template"):
-            columns = {"messages": messages}
-            found["layout"] = "completions"
-        else:
-            columns = {}
-            if kind:
-                source.notes.append(f"type {kind}: the layout is found from the columns")
-        found |= _renamed(columns)
-        read = {"path", "data_files", "ds_type", *(f"field_{name}" for name in columns), *(["type"] if kind else [])}
-        _unread(source, source.keys()[0], item, read)
-        yield found
-
-
-_SHAREGPT = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
-_ALPACA = {
-    **{"prompt": "instruction", "query": "input", "response": "output"},
-    **{"history": "history", "system": "system", "chosen": "chosen", "rejected": "rejected"},
-}
-
-
-def _llama_factory_data(source: Source) -> Iterator[dict[str, Any]]:
-    names = source.one()
-    folder = str(source.values.get("dataset_dir") or "data")
-    table = next(
-        (one for one in (Path(folder), source.path.parent / folder) if (one / "dataset_info.json").is_file()), None
-    )
-    entries = {} if table is None else _read_table(table / "dataset_info.json")
-    for name in [one.strip() for one in names.split(",")] if isinstance(names, str) else names or []:
-        entry = entries.get(name)
-        if table is None or entry is None:
-            source.to_do.append(f"data.files: {name} is an entry of {folder}/dataset_info.json, which is not here")
-            yield {"files": [name]}
-            continue
-        file = entry.get("file_name")
-        sharegpt = entry.get("formatting", "alpaca") != "alpaca"
-        layouts = ("sharegpt", "conversations") if sharegpt else ("alpaca_pairs", "alpaca")
-        known = _SHAREGPT if sharegpt else _ALPACA
-        columns = {known[key]: value for key, value in entry.get("columns", {}).items() if key in known}
-        _unread(source, name, entry, {"file_name", "hf_hub_url", "script_url", "formatting", "columns"})
-        _unread(source, f"{name}: columns", entry.get("columns", {}), set(known))
-        where = str(table / file) if file else str(entry.get("hf_hub_url") or entry.get("script_url") or name)
-        yield {"files": [where], "layout": layouts[source.stage == "sft"], **_renamed(columns)}
-
-
-def _read_table(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as JSON ({error}); correct it") from error
-    return found if isinstance(found, dict) else {}
-
-
-def _renamed(columns: Mapping[str, str]) -> dict[str, Any]:
-    other = {ours: theirs for ours, theirs in columns.items() if ours != theirs}
-    return {"columns": other} if other else {}
-
-
-_DATA: dict[Library, Callable[[Source], Iterator[dict[str, Any]]]] = {
-    "trl": _trl_data,
-    "axolotl": _axolotl_data,
-    "llama_factory": _llama_factory_data,
-}
-
-_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
-_RATES = ("warmup_steps", "warmup_ratio")
-DEFAULTS: dict[Library, dict[str, Any]] = {
-    "trl": {
-        **{"beta": 0.1, "learning_rate": 1e-6, "lr_scheduler_type": "linear", "warmup_steps": 0, "num_train_epochs": 3},
-        **{_BATCH[0]: 8, _BATCH[1]: 1, "max_length": 1024, "bf16": True, "gradient_checkpointing": True},
-        **{"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05},
-    },
-    "axolotl": {
-        **{"rl_beta": 0.1, "lr_scheduler": "cosine", "warmup_ratio": 0.03, "num_epochs": 1, "micro_batch_size": 1},
-        **{_BATCH[1]: 1, "sequence_len": 512, "bf16": "auto", "gradient_checkpointing": False},
-    },
-    "llama_factory": {
-        **{"pref_beta": 0.1, "learning_rate": 5e-5, "lr_scheduler_type": "linear", "warmup_steps": 0},
-        **{"num_train_epochs": 3, _BATCH[0]: 8, _BATCH[1]: 1, "cutoff_len": 2048, "bf16": False},
-        **{"disable_gradient_checkpointing": False, "finetuning_type": "lora", "lora_rank": 8, "lora_target": "all"},
-    },
-}
-"""Defaults of the libraries, written out where the file is silent, since ours differ."""
-_OF_SFT: dict[Library, dict[str, Any]] = {"trl": {"learning_rate": 2e-5}}
-
-
 def _alike(ours: str, keys: tuple[str, ...], make: Callable[[Source], Any]) -> Row:
     return Row(ours, keys, keys, keys, make)
 
@@ -457,15 +288,21 @@ def _alike(ours: str, keys: tuple[str, ...], make: Callable[[Source], Any]) -> R
 ROWS: tuple[Row, ...] = (
     Row("model", ("model_name_or_path",), ("base_model",), ("model_name_or_path",), _model),
     Row("revision", ("model_revision",), ("revision_of_model",), ("model_revision",), _revision),
-    Row("data", ("dataset_name", "datasets"), ("datasets",), ("dataset",), _data),
-    Row("eval_data", (), ("test_datasets",), ("eval_dataset",), _eval_data),
+    Row(
+        "data",
+        ("dataset_name", "dataset_config", "dataset_train_split", "dataset_streaming", "datasets", "streaming"),
+        ("datasets", "streaming"),
+        ("dataset", "streaming"),
+        data_section,
+    ),
+    Row("eval_data", ("dataset_test_split",), ("test_datasets",), ("eval_dataset",), eval_section),
     Row("method", ("loss_type",), ("dpo_loss_type", "rl"), ("pref_loss",), _method),
     Row("beta", ("beta",), ("rl_beta",), ("pref_beta",), _beta),
-    Row("pairs_per_step", _BATCH, ("micro_batch_size", _BATCH[1]), _BATCH, _step_size, sft="completions_per_step"),
+    Row("pairs_per_step", BATCH, ("micro_batch_size", BATCH[1]), BATCH, _step_size, sft="completions_per_step"),
     Row("max_length", ("max_length",), ("sequence_len",), ("cutoff_len",), _number),
     _alike("learning_rate", ("learning_rate",), _number),
     Row("lr_scheduler_type", ("lr_scheduler_type",), ("lr_scheduler",), ("lr_scheduler_type",), _same),
-    _alike("warmup_steps", _RATES, _warmup),
+    _alike("warmup_steps", RATES, _warmup),
     Row("num_train_epochs", ("num_train_epochs",), ("num_epochs",), ("num_train_epochs",), _epochs),
     _alike("max_steps", ("max_steps",), _steps),
     Row("optim", ("optim",), ("optimizer",), ("optim",), _same),
@@ -494,31 +331,51 @@ ROWS: tuple[Row, ...] = (
     _alike("save_steps", ("save_steps",), _number),
     _alike("save_total_limit", ("save_total_limit",), _same),
     _alike("logging_steps", ("logging_steps",), _number),
-    Row("report_to", ("report_to",), ("wandb_project",), ("report_to",), _trackers),
-    Row("project", ("project",), ("wandb_project",), ("project",), _beside_tracker),
-    Row("run_name", ("run_name",), ("wandb_name",), ("run_name",), _beside_tracker),
+    Row(
+        "report_to",
+        ("report_to",),
+        (
+            *("use_wandb", "wandb_project", "use_mlflow", "mlflow_experiment_name", "use_tensorboard", "use_comet"),
+            *("use_trackio", "trackio_project_name"),
+        ),
+        ("report_to", "use_swanlab"),
+        _trackers,
+    ),
+    Row(
+        "project",
+        ("project",),
+        ("wandb_project", "mlflow_experiment_name", "trackio_project_name"),
+        ("project",),
+        _beside_tracker,
+    ),
+    Row(
+        "run_name",
+        ("run_name",),
+        ("wandb_name", "mlflow_run_name", "trackio_run_name"),
+        ("run_name", "swanlab_run_name"),
+        _beside_tracker,
+    ),
+    Row("push_to_hub", ("push_to_hub", "hub_model_id"), ("hub_model_id",), ("push_to_hub", "hub_model_id"), _push),
+    Row("hub_private_repo", ("hub_private_repo",), (), ("hub_private_repo",), _private),
 )
 """Every key that is taken over; docs/migration.md has it as a table, which a test compares."""
 
 _PACKED = "rows are packed without padding anyway (attention: auto)"
 _ATTENTION = "attention: auto takes packed rows where the model can"
 _TEMPLATE = "the chat template of the tokenizer is used; chat_template names another file"
-_HELD_OUT = "hold prompts out with data.split (held_out), and name part: test in eval_data"
+_BEST = "best: {metric: loss, patience: N} with eval_data and eval_steps"
 _WHY: dict[str, str] = {
     "output_dir": "the run folder is --out",
     "load_in_8bit": "eight bits are not here; quantize: nf4 holds frozen weights in four",
     "trust_remote_code": "no code of a model is run",
     "chat_template": _TEMPLATE,
     "template": _TEMPLATE,
-    "val_set_size": _HELD_OUT,
-    "val_size": _HELD_OUT,
-    "dataset_test_split": _HELD_OUT,
+    **dict.fromkeys(("val_set_size", "val_size", "test_split_size"), HELD_OUT),
     "max_samples": "data.limit draws that many rows",
-    "streaming": "data.streaming: true reads a data set of the hub, data.hub, without a copy of its files",
     "default_system": "a system message belongs in the rows",
     "evals_per_epoch": "eval_steps counts optimizer steps",
     "saves_per_epoch": "save_steps counts optimizer steps",
-    "early_stopping_patience": "best: {metric: loss, patience: N} with eval_data and eval_steps",
+    **dict.fromkeys(("early_stopping_patience", "early_stopping_steps"), _BEST),
     "train_on_inputs": "only completions are learned",
     "train_on_prompt": "only completions are learned",
     "ref_model": "the reference is the model before training",
@@ -534,26 +391,17 @@ _WHY: dict[str, str] = {
     **dict.fromkeys(
         ("dataset_prepared_path", "overwrite_cache", "tokenized_path"), "token_cache is the folder of token ids"
     ),
-    **dict.fromkeys(("wandb_entity", "hf_use_auth_token", "hub_token"), "a variable of the environment, not a key"),
+    **dict.fromkeys(
+        (
+            *("wandb_entity", "wandb_mode", "mlflow_tracking_uri", "comet_project_name", "comet_workspace"),
+            *("comet_api_key", "swanlab_project", "swanlab_mode", "swanlab_api_key"),
+            *("hf_use_auth_token", "hub_token", "hf_hub_token"),
+        ),
+        "a variable of the environment, not a key",
+    ),
     **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config"), "a config of accelerate launch, see recipes/accelerate"),
 }
-# Values that change nothing, also of keys that a dump of TRL's DPOConfig or SFTConfig has.
-_NEUTRAL: dict[str, Any] = {
-    **{"disable_dropout": True, "truncation_mode": "keep_start", "f_divergence_type": "reverse_kl"},
-    **{"f_alpha_divergence_coef": 0.5, "label_smoothing": 0.0, "discopop_tau": 0.05, "ref_model_mixup_alpha": 0.6},
-    **{"ref_model_sync_steps": 512, "router_aux_loss_coef": 0.001, "dataset_text_field": "text"},
-    **{"packing_strategy": "bfd", "dataset_train_split": "train", "dataset_test_split": "test", "do_train": True},
-    **{
-        "project": "huggingface",
-        "shuffle_merged_datasets": True,
-        "double_quantization": True,
-        "lora_task_type": "CAUSAL_LM",
-        "ddp_timeout": 180000000,
-    },
-    **{"bnb_4bit_quant_type": "nf4", "quantization_type": "nf4", "strict": False, "model_type": "AutoModelForCausalLM"},
-    **{"tokenizer_type": "AutoTokenizer", "ignore_pad_token_for_loss": True, "media_dir": None},
-}
-_READ = {"stage", "dataset_dir", "use_wandb", "rl", "plot_loss", "overwrite_output_dir"}
+_READ = {"stage", "dataset_dir", "rl", "plot_loss", "overwrite_output_dir"}
 _SFT_ONLY = {"packing", "packing_strategy", "assistant_only_loss", "completion_only_loss", "dataset_text_field"}
 
 
@@ -582,7 +430,10 @@ def _stage_of(values: Mapping[str, Any], library: Library, path: Path) -> Litera
     if asked not in allowed_here:
         words = ", ".join(name for name in allowed_here if library != "axolotl" or name != "sft")
         without = ", or none (SFT)" if library == "axolotl" else ""
-        raise ConfigError(f"{path}: {key}: got {asked!r}, which has no counterpart; allowed: {words}{without}")
+        why = "which has no counterpart"
+        if asked == "kto":
+            why = "which is not converted: write method: kto and data: {layout: unpaired}, as docs/data.md has it"
+        raise ConfigError(f"{path}: {key}: got {asked!r}, {why}; allowed: {words}{without}")
     return "sft" if asked == "sft" else "train"
 
 
@@ -607,10 +458,15 @@ def convert(values: Mapping[str, Any], path: Path) -> Converted:
         origin = ", ".join(given) or (f"default of {LIBRARIES[library]}" if defaults else "")
         key = row.sft if row.sft and stage == "sft" else row.ours
         lines.append(Line(key, value, "; ".join(part for part in (origin, *source.notes) if part)))
+    sections = {line.key: line.value for line in lines}
+    if sections.get("eval_data") == sections["data"]:
+        source.to_do.append(f"eval_data: names the rows of data; {HELD_OUT}")
+    if "streaming" in sections["data"]:  # a set of files beside it, which is not streamed, is no loss
+        source.lost.pop("streaming", None)
     known = {key for row in ROWS for key in row.keys(library)} | _READ
     rest = {key: value for key, value in values.items() if key not in known and value not in (None, "", [], {})}
-    rest = {key: value for key, value in rest.items() if _NEUTRAL.get(key, _READ) != value}
-    why = {key: _WHY[key] for key, value in rest.items() if key in _WHY and value not in _NOTHING}
+    rest = {key: value for key, value in rest.items() if NEUTRAL.get(key, _READ) != value}
+    why = {key: _WHY[key] for key, value in rest.items() if key in _WHY and value not in NOTHING}
     lost = {**source.lost, **why}
     found = Converted(library, stage, lines, lost, source.to_do, {k: v for k, v in rest.items() if k not in _WHY})
     _keep_valid(found)

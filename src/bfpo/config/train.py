@@ -129,7 +129,7 @@ class TrainingKeys(StageConfig):
     )
     run_tags: Annotated[list[str], OneOrMany] = Field(
         default_factory=list,
-        description="tags of the run in wandb, mlflow and tensorboard, and on the model card, one or a list",
+        description="tags of the run in wandb, mlflow, trackio and tensorboard, and on the model card, one or a list",
     )
     push_to_hub: Annotated[str, AfterValidator(check_repository)] | None = Field(
         default=None,

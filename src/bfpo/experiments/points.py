@@ -100,10 +100,11 @@ class Point:
         return root / "points" / _folder_name(self.name)
 
     def training(self, root: Path) -> list[str]:
-        """Return the overrides of its training: its own, and the token cache that all points share."""
+        """Return the overrides of its training: its own, its name in trackers, and the token cache that all share."""
         assert self.train is not None
         tokens = [] if self.train.token_cache else [f"token_cache={json.dumps(str(root / TOKENS))}"]
-        return [*self.overrides, *tokens]
+        named = self.train.run_name or not self.train.report_to
+        return [*self.overrides, *([] if named else [f"run_name={json.dumps(self.name)}"]), *tokens]
 
     def model(self, root: Path) -> Path:
         """Return the folder of the model to evaluate."""

@@ -500,11 +500,12 @@ def _may_differ(stage: str, key: str, earlier: Mapping[str, Any], now: Mapping[s
     # A run that began before there was such a key; of `reference` also before those of its forecast were recorded.
     if key not in earlier and (_is_off(now[key]) or stage == "reference"):
         return True
-    # No answer depends on who asks and how, no loss of a step on how it is cut, nothing on how many do the work.
+    # No answer depends on who asks and how, no loss of a step on how it is cut, nothing on how many do the work or on
+    # what trackers call it.
     return (
         key.rpartition(".")[2] in HOW_ASKED
         or key.endswith("_per_microbatch")
-        or key.partition(".")[0] in ("executor", "processes")
+        or key.partition(".")[0] in ("executor", "processes", "run_name")
         or _found_by_the_command(stage, key, now.get(key))
         or (key == "warmup_steps" and now.get("lr_scheduler_type") == "constant")  # there it was never read
     )

@@ -2,11 +2,12 @@
 
 Nothing is sent unless `report_to` names a tracker. Each one gets the rows of `metrics.jsonl` under the names that
 transformers gives them (docs/tracking.md). TensorBoard and the local files of W&B are in the run folder; a resumed run
-goes on with the same W&B or MLflow run.
+goes on with the same run of W&B, MLflow or Trackio.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 TENSORBOARD = "tensorboard"
 _EXTRAS = ("mlflow", "tensorboard", "trackio", "wandb")
+_READ_BY = {"run_name": (*_EXTRAS, "comet_ml", "dagshub", "swanlab"), "run_tags": _EXTRAS}  # the keys not all can take
 PROJECT = "bfpo"
 _IDS = "tracker_runs"  # key of run.json
 
@@ -64,6 +66,10 @@ def open_trackers(config: TrainingKeys, folder: RunFolder, *, name: str, resumes
         return None
     ids = dict(folder.record.get(_IDS, {}))
     project, tags = config.project, list(config.run_tags)
+    for key, takers in _READ_BY.items():
+        without = [tracker for tracker in config.report_to if tracker not in takers]
+        if getattr(config, key) and without and folder.is_writer:
+            logger.warning("%s: not passed on to %s; set it in that tracker's own settings", key, ", ".join(without))
     found: dict[str, TrainerCallback] = {}
     closers: list[Callable[[], None]] = []
     for tracker in config.report_to:
@@ -73,17 +79,19 @@ def open_trackers(config: TrainingKeys, folder: RunFolder, *, name: str, resumes
             continue
         try:
             if tracker == TENSORBOARD:
-                _open_tensorboard(callback, folder, tags, resumes_at)
+                _open_tensorboard(callback, folder, name, tags, resumes_at)
             elif tracker == "wandb":
                 closers += _open_wandb(folder, project, name, tags, ids)
             elif tracker == "mlflow":
                 closers += _open_mlflow(folder, project, name, tags, ids)
+            elif tracker == "trackio":  # which goes on with any run of the same name
+                ids.setdefault("trackio", name if folder.resumed else f"{name}-{uuid4().hex[:6]}")
         except Exception as error:  # of another package: no login, no server, a damaged store
             _close(closers)
             raise _not_started(tracker, error) from error
     if ids:
         folder.add_facts(**{_IDS: ids})
-    return Trackers(found, closers)
+    return Trackers(found, closers, trackio_name=ids.get("trackio"), tags=tags)
 
 
 def _not_started(tracker: str, error: Exception) -> ConfigError:
@@ -93,7 +101,7 @@ def _not_started(tracker: str, error: Exception) -> ConfigError:
     )
 
 
-def _open_tensorboard(callback: Any, folder: RunFolder, tags: list[str], resumes_at: int | None) -> None:
+def _open_tensorboard(callback: Any, folder: RunFolder, name: str, tags: list[str], resumes_at: int | None) -> None:
     """Write to `tensorboard/` of the run; what an interrupted run wrote after its checkpoint is hidden."""
     from torch.utils.tensorboard import SummaryWriter
 
@@ -101,6 +109,7 @@ def _open_tensorboard(callback: Any, folder: RunFolder, tags: list[str], resumes
     purge = (0 if resumes_at is None else resumes_at + 1) if folder.resumed else None
     callback.tb_writer = SummaryWriter(callback.logging_dir, purge_step=purge)
     callback.tb_writer.add_text("config", f"```\n{dump_yaml(folder.config)}```")
+    callback.tb_writer.add_text("run_name", name)
     if tags:
         callback.tb_writer.add_text("tags", ", ".join(tags))
 
@@ -155,10 +164,19 @@ class Trackers(TrainerCallback):
     """Passes the events of a training to trackers; they learn of its end in `close`, since evaluations may follow.
 
     A tracker that fails before the first step stops the run; one that fails later is dropped with a warning.
+    `trackio_name` is the name of the run there, `tags` go into its config.
     """
 
-    def __init__(self, callbacks: Mapping[str, TrainerCallback], closers: list[Callable[[], None]]) -> None:
+    def __init__(
+        self,
+        callbacks: Mapping[str, TrainerCallback],
+        closers: list[Callable[[], None]],
+        *,
+        trackio_name: str | None = None,
+        tags: list[str] | None = None,
+    ) -> None:
         self._callbacks, self._closers = dict(callbacks), closers
+        self._trackio_name, self._tags = trackio_name, tags or []
         self._end: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     def on_train_begin(
@@ -166,11 +184,19 @@ class Trackers(TrainerCallback):
     ) -> None:
         """Start the trackers."""
         for name, callback in self._callbacks.items():
+            given = args
+            if name == "trackio":
+                given = copy.copy(args)
+                given.run_name = self._trackio_name
             try:
                 callback.on_init_end(
-                    args, state, control, **kwargs
+                    given, state, control, **kwargs
                 )  # where codecarbon and azure_ml make their trackers
-                callback.on_train_begin(args, state, control, **kwargs)
+                callback.on_train_begin(given, state, control, **kwargs)
+                if name == "trackio" and self._tags and state.is_world_process_zero:
+                    import trackio
+
+                    trackio.config["tags"] = self._tags  # its runs have no tags
             except Exception as error:
                 raise _not_started(name, error) from error
 
