@@ -98,7 +98,7 @@ docs: $(VENV)/.docs
 
 test: lint types imports tests
 
-# Some slow tests need TRL, bitsandbytes, lm-eval and a browser (Debian: chromium).
+# Some tests need TRL, bitsandbytes, lm-eval, Ray, trackers and a browser (Debian: chromium); where one is missing they are skipped.
 test-all: lint types imports $(DEV) $(VENV)/.bench $(VENV)/.quant $(VENV)/.evidence
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS) -m "not gpu"
 
@@ -222,6 +222,6 @@ $(VENV)/.quant: $(RUNTIME)
 	@touch $@
 
 $(VENV)/.evidence: $(RUNTIME)
-	@echo "installing lm-eval and browser automation"
-	@$(PIP_INSTALL) -e ".[lm-eval,browser]" || $(NO_PIP)
+	@echo "installing lm-eval, browser automation, Ray and the trackers"
+	@$(PIP_INSTALL) -e ".[lm-eval,browser,ray,mlflow,trackio,wandb]" || $(NO_PIP)
 	@touch $@

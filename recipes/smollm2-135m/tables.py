@@ -191,7 +191,7 @@ def draw(answers: dict[str, list[Row]], file: Path) -> None:
     axes.legend(fontsize=8, loc="lower right", title="harmful / harmless, %", title_fontsize=8)
     axes.set_xlabel("declined of harmless prompts, % (lower is better)")
     axes.set_ylabel("declined of harmful prompts, %")
-    axes.set_ylim(0, 100)
+    axes.set_ylim(0, 102)
     axes.set_xlim(0, None)
     axes.grid(alpha=0.25)
     figure.tight_layout()

@@ -344,6 +344,22 @@ def test_what_cannot_be_converted_is_named(tmp_path, text, key):
     fails(convert(Path("theirs.yaml")), key)
 
 
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("base_model: m\nrl: dpo\ndatasets: some/text\n", "datasets"),
+        ("base_model: m\nrl: dpo\ndatasets: [{path: a/b}, 3]\n", "datasets"),
+        ("base_model: m\nrl: dpo\ndatasets: 3\n", "datasets"),
+        ("model_name_or_path: m\nstage: dpo\ndataset: a\ndataset_dir: .\n", "a"),
+        ("model_name_or_path: m\nstage: dpo\ndataset: b\ndataset_dir: .\n", "b: columns"),
+    ],
+)
+def test_data_sets_that_are_no_mappings_are_refused(tmp_path, text, key):
+    (tmp_path / "dataset_info.json").write_text('{"a": "text", "b": {"columns": ["prompt"]}}')
+    (tmp_path / "theirs.yaml").write_text(text)
+    fails(convert(Path("theirs.yaml")), f"{key}: got")
+
+
 def test_an_existing_file_is_kept(tmp_path):
     (tmp_path / "theirs.yaml").write_text(AXOLOTL)
     (tmp_path / "ours.yaml").write_text("mine")

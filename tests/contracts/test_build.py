@@ -151,6 +151,14 @@ def test_what_is_installed_with_hashes_has_the_pinned_versions():
     assert {pin for pin in pinned if pin[0] in behind} <= hashed, "run: make hashes"
 
 
+def test_the_slow_tests_have_the_packages_that_they_are_skipped_without(tmp_path):
+    told = subprocess.run(
+        ["make", "-n", f"VENV={tmp_path}", "test-all"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    installed = {extra for extras in re.findall(r"\.\[([\w,-]+)\]", told) for extra in extras.split(",")}
+    assert installed >= {"bench", "browser", "dev", "lm-eval", "mlflow", "quant", "ray", "trackio", "wandb"}
+
+
 def test_the_wheel_brings_the_documents_that_messages_name():
     brought = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["shared-data"]
     named = {name for file in PACKAGE.rglob("*.py") for name in NAMED.findall(file.read_text())}

@@ -150,6 +150,16 @@ def write_redteam(folder: Path, *, form: bool = False) -> Path:
     return run
 
 
+def test_a_red_team_run_of_harmless_prompts_alone_opens_with_their_refusals(tmp_path: Path) -> None:
+    rate = {**score("over_refusal", 0.16, "", "", unscored=0), "num": 40}
+    del rate["suite"], rate["model"]
+    harmless = {"funnel": {"prompts": 10, "completions": 40, "pairs": 3}, "over_refusal": rate}
+    write_run(tmp_path / "red", "redteam", {"model": "m", "harmless": "h.jsonl"}, redteam__json={"harmless": harmless})
+    said = headline(gather([tmp_path / "red"]))
+    assert said.sentence.startswith("16% (11% to 21%) of 40 answers to 10 harmless prompts are refusals; 3 pairs")
+    assert said.details == []
+
+
 def test_a_red_team_run_opens_with_its_rate_its_judge_and_its_funnel(tmp_path: Path) -> None:
     data = gather([write_redteam(tmp_path / "red")])
     said = headline(data)

@@ -254,6 +254,7 @@ def test_a_run_from_before_a_setting_existed_resumes_with_the_setting_off(tmp_pa
         assert RunFolder.create(tmp_path / "run", "train", given, True).resumed
     assert RunFolder.create(tmp_path / "run", "train", {**given, "judge": {"api_key_env": None}}, True).resumed
     assert RunFolder.create(tmp_path / "run", "train", {**given, "judge": {"api_key_env": "A_KEY"}}, True).resumed
+    assert RunFolder.create(tmp_path / "run", "train", {**given, "run_name": "mine"}, True).resumed
     with raises(RunError, "data.tint"):
         RunFolder.create(tmp_path / "run", "train", {"seed": 1, "data": {"files": ["a"], "tint": 0}}, True)
 

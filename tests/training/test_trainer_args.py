@@ -52,8 +52,10 @@ def test_fields_and_optimizers_reach_the_trainer(tmp_path: Path) -> None:
     assert train_stage._arguments(align(), tmp_path).optim == "adamw_torch_fused"
 
 
-@pytest.mark.parametrize("optim", ["adafactor", "adamw_torch"])
+@pytest.mark.parametrize("optim", ["adafactor", "adamw_torch", "adamw_bnb_8bit"])
 def test_another_optimizer_trains(tmp_path: Path, optim: str) -> None:
+    if "bnb" in optim:
+        pytest.importorskip("bitsandbytes")
     save_policy(tiny_model(), tiny_tokenizer(), tmp_path / "start")
     rows = [{"prompt": f"w{i}", "completion": f"w{i % 7} w9"} for i in range(4)]
     (tmp_path / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

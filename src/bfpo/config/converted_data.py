@@ -147,7 +147,7 @@ _OF_ENTRY = {"path", "data_files", "split", "name", "revision"}
 
 def _trl_data(source: Source) -> Iterator[dict[str, Any]]:
     values, name = source.values, source.values.get("dataset_name")
-    for item in values.get("datasets") or []:
+    for item in _mappings(source.path, "datasets", values.get("datasets")):
         _unread(source, "datasets", item, _OF_ENTRY)
         yield from _entry(source, item, "datasets")
     keys = {
@@ -168,8 +168,9 @@ def _axolotl_data(source: Source) -> Iterator[dict[str, Any]]:
     key = source.keys()[0]
     # Of a data set without a split, preference training takes train, and SFT the part that the key names.
     split = "test" if key == "test_datasets" and source.stage == "sft" else None
-    for item in source.one() or []:
-        kind = item.get("type") if isinstance(item.get("type"), str) else ""
+    for item in _mappings(source.path, key, source.one()):
+        given = item.get("type")
+        kind = given if isinstance(given, str) else ""
         messages = item.get("field_messages", "messages")
         form: dict[str, Any] = {}
         columns: dict[str, str] = {}
@@ -193,14 +194,18 @@ def _axolotl_data(source: Source) -> Iterator[dict[str, Any]]:
 
 
 def _llama_factory_data(source: Source) -> Iterator[dict[str, Any]]:
-    names = source.one()
+    given = source.one() or []
+    names = given if isinstance(given, list) else [one.strip() for one in str(given).split(",")]
     folder = str(source.values.get("dataset_dir") or "data")
     table = next(
         (one for one in (Path(folder), source.path.parent / folder) if (one / "dataset_info.json").is_file()), None
     )
     entries = {} if table is None else _read_table(table / "dataset_info.json")
-    for name in [one.strip() for one in names.split(",")] if isinstance(names, str) else names or []:
+    for name in map(str, names):
         entry: Any = {"hf_hub_url": name} if folder == "ONLINE" else entries.get(name)
+        if table is not None and name in entries:
+            (entry,) = _mappings(table / "dataset_info.json", name, [entry])
+            _mappings(table / "dataset_info.json", f"{name}: columns", [entry.get("columns", {})])
         if entry is None:
             source.to_do.append(
                 f"{source.ours}.files: {name} is an entry of {folder}/dataset_info.json, which is not here"
@@ -215,6 +220,15 @@ def _llama_factory_data(source: Source) -> Iterator[dict[str, Any]]:
         _unread(source, f"{name}: columns", entry.get("columns", {}), set(known))
         form = {"layout": layouts[source.stage == "sft"], **_renamed(columns)}
         yield {**_place_of_entry(source, name, entry, table or Path()), **form}
+
+
+def _mappings(path: Path, key: str, value: Any) -> list[Mapping[str, Any]]:
+    """Return the entries of a list of mappings; raises `ConfigError` for anything else."""
+    items = value or []
+    for item in items if isinstance(items, list) else [items]:
+        if not isinstance(item, Mapping) or item is items:
+            raise ConfigError(f"{path}: {key}: got {item!r}; a list of mappings is needed to convert it")
+    return list(items)
 
 
 def _place_of_entry(source: Source, name: str, entry: Mapping[str, Any], table: Path) -> dict[str, Any]:

@@ -450,10 +450,12 @@ def _redteam(run: Run, shown: str) -> StageResult:
     if found.tried and found.temperature is not None:
         lines.append(tried_text(found.temperature, found.tried))
     if found.harmless is not None and (rate := found.harmless.over_refusal) is not None and rate.value is not None:
-        lines.append(
+        needless = (
             f"{with_interval(rate)} of {rate.num:,} answers to {found.harmless.funnel.get('prompts', 0):,} harmless "
             f"prompts are refusals; {found.harmless.funnel.get('pairs', 0):,} pairs for the buffer were made of them."
         )
+        lines += [needless] if found.funnel else []
+        sentence = sentence if found.funnel else needless
     titles = ["prompts", "rate", "value", f"{percent(_confidence(run))} interval", "answers", "not measured"]
     tables = [
         *_funnel(found.funnel, list(hit.values()), with_form=measures_form(found.rates)),
