@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import balance, generation, hot_path, prepare, rampup, real, report, scaling, sft, throughput
 from benchmarks.flops import flop_counter, needed_flops, useful_tokens
+from benchmarks.options import RESULTS
 from benchmarks.process import ROOT, read_results, write_results
 from benchmarks.sft_training import trl_row
 from benchmarks.summary import (
@@ -482,6 +483,11 @@ def test_an_earlier_checkout_is_named_by_its_commit(tmp_path):
     ):
         subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
     assert len(prepare.commit_of(tmp_path)) == 40
+
+
+def test_the_readme_says_whether_there_are_figures_of_a_gpu():
+    said = "no GPU figure yet" in (ROOT / "README.md").read_text()
+    assert said != (RESULTS / "gpu.json").is_file()
 
 
 def test_make_bench_measures_every_table_of_the_page():
