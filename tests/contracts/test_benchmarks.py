@@ -24,7 +24,7 @@ from benchmarks.summary import (
     speed_ratio,
     throughput_arms,
 )
-from benchmarks.tables import TABLES, real_tables, sft_tables, show_tables
+from benchmarks.tables import TABLES, real_generation_tables, real_tables, sft_tables, show_tables
 from benchmarks.workload import (
     EOS,
     MODELS,
@@ -155,21 +155,36 @@ def test_the_table_of_a_real_model_takes_ratios_against_the_fastest_other_way():
     runs = [pairs("bfpo", 4, 2.0 + repeat, repeat) for repeat in (0, 1)]
     runs += [pairs("trl", num, 6.0 - repeat + num, repeat) for repeat in (1, 0) for num in (4, 2)]
     runs += [{"kind": "completions", **run} for run in sft_runs()]
-    for arm, seconds in ((generation.DEFAULT, 2.0), ("transformers, batches of 16", 3.0)):
-        runs += [
-            {"kind": "generation", "arm": arm, "repeat": k, "tokens": 60, "cpu_seconds": seconds, "load": 1.0}
-            for k in (0, 1)
-        ]
-    settings = {"model": "m", "pairs": "p", "max_length": 9, "threads": 1, "steps": 2, "per_step": 4, "num": 3}
+    settings = {"model": "m", "pairs": "p", "max_length": 9, "threads": 1, "steps": 2, "per_step": 4}
     (table,) = real_tables({"runs": runs, "settings": settings})
     of = {(row[0], row[1]): row[2:] for row in table.rows}
     assert of["pairs", "bfpo, 4 a forward"] == ["250 [225-275]", "3.17 [2.75-3.58]", "4", "2.00"]
     assert of["pairs", "TRL, 2 a forward"][1] == "1.00"
     assert of["completions", "bfpo, 8 a forward"] == ["500", "1.25", "30", "0.75"]
     assert of["completions", "TRL, no packing, 1 a forward"][1] == "1.00"
-    assert of["generation", "bfpo, default"] == ["30.0", "1.50", "", ""]
     assert list(of) == [(row[0], row[1]) for row in table.rows]
-    assert [row[0] for row in table.rows] == ["pairs"] * 3 + ["completions"] * 3 + ["generation"] * 2
+    assert [row[0] for row in table.rows] == ["pairs"] * 3 + ["completions"] * 3
+
+
+def test_the_table_of_answers_takes_ratios_for_each_number_of_prompts():
+    arms = [(3, generation.BEFORE, 4.0), (3, generation.DEFAULT, 2.0), (3, "transformers, batches of 2", 6.0)]
+    arms += [
+        (3, "transformers, batches of 3", 3.0),
+        (1, generation.DEFAULT, 6.0),
+        (1, "transformers, batches of 1", 5.0),
+    ]
+    runs = [
+        {"prompts": num, "arm": arm, "repeat": k, "tokens": 60, "row_steps": 80, "cpu_seconds": seconds, "load": 1.0}
+        for k in (1, 0)
+        for num, arm, seconds in arms
+    ]
+    settings = {"model": "m", "pairs": "p", "max_length": 9, "threads": 1, "few": [1], "max_new_tokens": 5}
+    (table,) = real_generation_tables({"runs": runs, "settings": settings})
+    of = {(row[0], row[1]): row[2:] for row in table.rows}
+    assert of["3", "bfpo, default"] == ["30.0", "2.00", "1.50", "0.75"]
+    assert of["3", "transformers, batches of 2"] == ["10.0", "0.67", "0.50", "0.75"]
+    assert of["1", "bfpo, default"] == ["10.0", "", "0.83", "0.75"]
+    assert [row[0] for row in table.rows] == ["3"] * 4 + ["1"] * 2
 
 
 def test_runs_of_imitation_that_went_another_way_are_named():
@@ -391,9 +406,17 @@ def test_the_smoke_form_of_a_real_model_runs_against_trl(tmp_path):
     write_rows(tmp_path / "pairs.jsonl", rows)
     given = ["--model", str(tmp_path / "model"), "--pairs", str(tmp_path / "pairs.jsonl")]
     real.main([*given, "--quick", "--threads", "1", "--out", str(tmp_path)])
-    found = read_results(tmp_path, "real")
-    assert found is not None
-    assert len(found["runs"]) == 4 + 3 + 3
+    training, answers = (read_results(tmp_path, name) for name in real.FILES.values())
+    assert training is not None
+    assert answers is not None
+    assert len(training["runs"]) == 4 + 3
+    assert [run["prompts"] for run in answers["runs"]] == [4] * 3 + [1] * 2
+    assert len({run["tokens"] for run in answers["runs"][3:]}) == 1
+    real.main([*given, "--quick", "--work", "generation", "--append", "--threads", "1", "--out", str(tmp_path)])
+    again = read_results(tmp_path, "real_generation")
+    assert again is not None
+    assert [run["repeat"] for run in again["runs"]] == [0] * 5 + [1] * 5
+    assert read_results(tmp_path, "real") == training
 
 
 def test_bfpo_prepare_and_the_script_count_the_same_rows(tmp_path):
