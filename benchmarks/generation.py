@@ -11,6 +11,7 @@ threads.
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import random
 import sys
@@ -75,16 +76,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def one_repeat(
-    models: Sequence[Any], workload: Workload, options: argparse.Namespace, repeat: int
+    models: Sequence[Any], workload: Workload, options: argparse.Namespace, repeat: int, *, few: int | None = None
 ) -> list[dict[str, Any]]:
-    """Return the measurements of one repeat, taken in shuffled order, by the two models of `real_models`."""
-    arms = [BEFORE, DEFAULT, *(_plain(size) for size in options.batches)]
-    prompts, runs = workload.prompts(repeat), []
+    """Return the measurements of one repeat, taken in shuffled order, by the two models of `real_models`.
+
+    `few`: of so many prompts, in one batch by plain transformers, and greedily, so that both make the same tokens.
+    """
+    arms = [DEFAULT, _plain(few)] if few else [BEFORE, DEFAULT, *(_plain(size) for size in options.batches)]
+    prompts, runs = workload.prompts(repeat)[:few], []
     for arm in random.Random(repeat).sample(arms, len(arms)):
         load, start = os.getloadavg()[0], time.process_time()
-        measured = _measure(arm, models[arm != BEFORE], prompts, workload.ends, options, repeat)
+        model = copy.copy(models[arm != BEFORE])  # another object, so that the tests of a model count in each arm
+        measured = _measure(arm, model, prompts, workload.ends, options, repeat, greedy=few is not None)
         seconds = time.process_time() - start
-        runs.append({"repeat": repeat, "arm": arm, "cpu_seconds": round(seconds, 3), "load": round(load, 1)} | measured)
+        values = {"repeat": repeat, "arm": arm, "prompts": len(prompts)}
+        runs.append(values | {"cpu_seconds": round(seconds, 3), "load": round(load, 1)} | measured)
         sys.stderr.write(f"repeat {repeat + 1}/{options.repeats}, {arm}: {seconds:.1f} CPU s\n")
     return runs
 
@@ -155,14 +161,22 @@ def real_models(folder: str) -> tuple[list[Any], Any, list[int]]:
 
 
 def _measure(
-    arm: str, model: Any, prompts: list[tuple[int, ...]], ends: list[int], options: argparse.Namespace, seed: int
+    arm: str,
+    model: Any,
+    prompts: list[tuple[int, ...]],
+    ends: list[int],
+    options: argparse.Namespace,
+    seed: int,
+    *,
+    greedy: bool,
 ) -> dict[str, Any]:
     """Generate and return the numbers of tokens and of row-steps."""
     if arm not in (BEFORE, DEFAULT):
-        return _transformers(model, prompts, ends, options, seed, int(arm.rpartition(" ")[2]))
+        return _transformers(model, prompts, ends, options, seed, int(arm.rpartition(" ")[2]), greedy=greedy)
     work = Work()
     requests = [Request(str(place), ids) for place, ids in enumerate(prompts)]
     how: dict[str, Any] = {} if arm == DEFAULT else {"batch_size": 16, "processors": [_Same()]}
+    how["temperature"] = 0.0 if greedy else 1.0
     given = {"eos_token_ids": ends, "max_new_tokens": options.max_new_tokens, "seed": seed, "work": work}
     made = [one for some in answer_batches(model, requests, **given, **how) for one in some]
     return {"tokens": sum(len(one.token_ids) + one.finished for one in made), "row_steps": work.row_steps + len(made)}
@@ -170,10 +184,17 @@ def _measure(
 
 @torch.no_grad()
 def _transformers(
-    model: Any, prompts: list[tuple[int, ...]], ends: list[int], options: argparse.Namespace, seed: int, size: int
+    model: Any,
+    prompts: list[tuple[int, ...]],
+    ends: list[int],
+    options: argparse.Namespace,
+    seed: int,
+    size: int,
+    *,
+    greedy: bool,
 ) -> dict[str, Any]:
     torch.manual_seed(seed)
-    settings = {"max_new_tokens": options.max_new_tokens, "do_sample": True, "top_k": 0}
+    settings = {"max_new_tokens": options.max_new_tokens, **({} if greedy else {"do_sample": True, "top_k": 0})}
     config = GenerationConfig(**settings, eos_token_id=ends, pad_token_id=ends[0])  # type: ignore[no-untyped-call]
     tokens = steps = 0
     for places in batches_by_length([len(ids) for ids in prompts], size):

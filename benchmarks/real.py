@@ -1,10 +1,11 @@
 """BENCHMARK: training and generation of a real chat model on real pairs, ours against TRL and transformers.
 
-    python -m benchmarks.real --model FOLDER --pairs FILE [--append]
+    python -m benchmarks.real --model FOLDER --pairs FILE [--work generation] [--append]
 
 Training on pairs (`down_proj`, reference precomputed) and on their chosen completions (all weights), float32: the same
 ids, order and texts per optimizer step on both sides, the losses compared. Generation: answers of one paragraph to the
-prompts of the pairs. CPU-seconds of the process; within a repeat, which has pairs of its own, the order is shuffled.
+prompts of the pairs, and greedy ones to few prompts. CPU-seconds of the process; within a repeat, which has pairs of
+its own, the order is shuffled.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks import generation
 from benchmarks.options import add_common_options, integers, thread_count
@@ -36,35 +39,32 @@ from bfpo.data.store import TokenStore, write_tokens
 from bfpo.data.tokenize import PairTokenizer, TokenPair
 from bfpo.policy.load import load_tokenizer
 
+FILES = {"training": "real", "generation": "real_generation"}  # results of each kind of work
+OPTIONS = {"training": ("steps", "per_step"), "generation": ("num", "few", "max_new_tokens", "batches")}
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, check that both sides did the same work, write the results after each repeat, and show the table."""
+    """Measure, check that both sides did the same work, write the results after each repeat, and show the tables."""
     options = parse(arguments)
-    left_out = ("out", "quick", "model", "pairs", "repeats", "append")
-    settings = {name: value for name, value in vars(options).items() if name not in left_out}
-    settings |= {"model": Path(options.model).name, "pairs": options.pairs.name}
-    known = read_results(options.out, "real") if options.append else None
-    if known is not None and known["settings"] != settings:
-        raise RunError(f"--append: {options.out} holds runs with the settings {known['settings']}, not {settings}")
-    runs: list[dict[str, Any]] = [] if known is None else known["runs"]
-    first = 1 + max((run["repeat"] for run in runs), default=-1)
+    kept = {work: begun(options, work) for work in options.work}
+    first = 1 + max((run["repeat"] for _, runs in kept.values() for run in runs), default=-1)
     with tempfile.TemporaryDirectory() as folder:
         store = tokenized(options, first + options.repeats, Path(folder))
-        models, _, ends = generation.real_models(options.model)
-
-        def prompts(repeat: int) -> list[tuple[int, ...]]:
-            return [
-                tuple(pair.prompt_ids.tolist()) for pair in store[repeat * options.num : (repeat + 1) * options.num]
-            ]
-
         for repeat in range(first, first + options.repeats):
-            found = training_runs(options, repeat, store.path)
-            check_same_work(found)
-            check_same_way([run for run in found if run["kind"] == "completions"])
-            made = generation.one_repeat(models, generation.Workload(prompts, ends), options, repeat)
-            runs += [*found, *({"kind": "generation", **run} for run in made)]
-            write_results(options.out, "real", settings=settings, runs=runs)
-    show_tables(options.out, ["real"])
+            for work, (settings, runs) in kept.items():
+                runs += (training_runs if work == "training" else generation_runs)(options, repeat, store)
+                write_results(options.out, FILES[work], settings=settings, runs=runs)
+    show_tables(options.out, [FILES[work] for work in options.work])
+
+
+def begun(options: argparse.Namespace, work: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the settings of a kind of work, and the runs that are added to; raises `RunError` for other settings."""
+    settings = {name: getattr(options, name) for name in ("threads", "max_length", *OPTIONS[work])}
+    settings |= {"model": Path(options.model).name, "pairs": options.pairs.name}
+    known = read_results(options.out, FILES[work]) if options.append else None
+    if known is not None and known["settings"] != settings:
+        raise RunError(f"--append: {options.out} holds runs with the settings {known['settings']}, not {settings}")
+    return settings, [] if known is None else known["runs"]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -78,12 +78,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--append", action="store_true", help="add repeats to what --out holds")
     parser.add_argument("--steps", type=int, default=2, help="optimizer steps; the first is not timed")
     parser.add_argument("--per-step", type=int, default=4, help="pairs or completions per optimizer step")
-    parser.add_argument("--num", type=int, default=48, help="prompts to answer in a repeat")
+    parser.add_argument("--work", nargs="+", choices=FILES, default=list(FILES), help="what to measure")
+    parser.add_argument(
+        "--num", type=int, default=128, help="prompts to answer in a repeat; with 32 no slot is refilled"
+    )
+    parser.add_argument("--few", type=integers, default=[1, 4], help="numbers of prompts that are answered greedily")
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--batches", type=integers, default=[4, 8, 16, 32], help="batch sizes of plain transformers")
     options = parser.parse_args(arguments)
     if options.quick:
-        options.repeats, options.num, options.max_new_tokens, options.batches = 1, 4, 8, [4]
+        options.repeats, options.num, options.few, options.max_new_tokens, options.batches = 1, 4, [1], 8, [4]
     options.threads = thread_count(options.threads)
     return options
 
@@ -107,8 +111,22 @@ def _fits(pair: TokenPair, length: int) -> bool:
     return ended and len(pair.prompt_ids) + max(map(len, completions)) <= length
 
 
-def training_runs(options: argparse.Namespace, repeat: int, store: Path) -> list[dict[str, Any]]:
-    """Return the measurements of training of one repeat, taken in shuffled order."""
+def generation_runs(options: argparse.Namespace, repeat: int, store: TokenStore) -> list[dict[str, Any]]:
+    """Return the measurements of generation of one repeat: of many prompts, then of few."""
+    torch.set_num_threads(options.threads)
+    models, _, ends = generation.real_models(options.model)
+
+    def prompts(repeat: int) -> list[tuple[int, ...]]:
+        return [tuple(pair.prompt_ids.tolist()) for pair in store[repeat * options.num : (repeat + 1) * options.num]]
+
+    workload = generation.Workload(prompts, ends)
+    return [
+        run for few in (None, *options.few) for run in generation.one_repeat(models, workload, options, repeat, few=few)
+    ]
+
+
+def training_runs(options: argparse.Namespace, repeat: int, store: TokenStore) -> list[dict[str, Any]]:
+    """Return the measurements of training of one repeat, taken in shuffled order and compared."""
     name, size = Path(options.model).name, options.per_step
     pairs = [
         TrainingRun(
@@ -121,7 +139,7 @@ def training_runs(options: argparse.Namespace, repeat: int, store: Path) -> list
             seed=repeat,
             learning_rate=1e-4,
             folder=options.model,
-            store=str(store),
+            store=str(store.path),
             cpu_clock=True,
         )
         for trainer in ("bfpo", "trl")
@@ -136,7 +154,7 @@ def training_runs(options: argparse.Namespace, repeat: int, store: Path) -> list
             texts_per_step=size,
             texts_per_forward=num,
             seed=repeat,
-            store=str(store),
+            store=str(store.path),
         )
         for trainer, form, num in (("bfpo", "packed", size), ("trl", "packed", size), ("trl", "padded", 1))
     ]
@@ -154,6 +172,8 @@ def training_runs(options: argparse.Namespace, repeat: int, store: Path) -> list
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
                 measured = process.submit(measure, run, options.threads).result()
         found.append({**values, **measured})
+    check_same_work(found)
+    check_same_way([run for run in found if run["kind"] == "completions"])
     return found
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from benchmarks.machine import peak_rss, reset_peak, rss
-from benchmarks.training import add_clock, common_arguments
+from benchmarks.training import add_clock, common_arguments, fast_attention
 from benchmarks.workload import MODELS, make_model, make_texts, make_tokenizer, real_model
 from bfpo.core.errors import RunError
 from bfpo.data.store import TokenStore
@@ -24,7 +24,8 @@ class SftRun:
 
     `form` of TRL's rows: "packed", all texts of a forward pass in one row as its packing makes them, without the rest
     that a fixed length leaves over, or "padded". Ours are packed. `store`: a file of tokens, whose prompts and chosen
-    completions are trained on in its order, from place `seed * steps * texts_per_step`.
+    completions are trained on in its order, from place `seed * steps * texts_per_step`. `kernels`: TRL with its Liger
+    kernels.
     """
 
     trainer: Literal["bfpo", "trl"]
@@ -38,7 +39,8 @@ class SftRun:
     length_scale: float = 1.0
     learning_rate: float = 1e-4
     store: str | None = None
-    device: ClassVar[str] = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
+    kernels: bool = False
     recompute: ClassVar[bool] = False
 
     @property
@@ -68,7 +70,7 @@ def _measured(run: SftRun, folder: str) -> dict[str, Any]:
     model, tokenizer = _start(run.model)
     texts = run.texts(len(tokenizer))
     model_rss = rss()
-    trainer = (_our_trainer if run.trainer == "bfpo" else _trl_trainer)(run, model, tokenizer, texts, folder)
+    trainer = (_our_trainer if run.trainer == "bfpo" else trl_trainer)(run, model, tokenizer, texts, folder)
     clock = add_clock(trainer, cpu=True)
     reset_peak()
     trainer.train()
@@ -117,7 +119,7 @@ def _our_trainer(run: SftRun, model: Any, tokenizer: Any, texts: list[TokenPair]
     )
 
 
-def _trl_trainer(run: SftRun, model: Any, tokenizer: Any, texts: list[TokenPair], folder: str) -> Any:
+def trl_trainer(run: SftRun, model: Any, tokenizer: Any, texts: list[TokenPair], folder: str) -> Any:
     """Return TRL's `SFTTrainer` on the same ids and labels, without what slows it down by default."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -133,7 +135,9 @@ def _trl_trainer(run: SftRun, model: Any, tokenizer: Any, texts: list[TokenPair]
         packing=packed,
         max_length=None if not packed else max(len(row["input_ids"]) for row in rows),
         dataset_kwargs={"skip_prepare_dataset": True},  # the rows are as its preparation leaves them
+        **({"use_liger_kernel": True} if run.kernels else {}),
     )
+    model = fast_attention(model, run)
     return SFTTrainer(model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
 
 

@@ -276,19 +276,15 @@ def generation_tables(results: dict[str, Any]) -> list[Table]:
 
 
 def real_tables(results: dict[str, Any]) -> list[Table]:
-    """Return the table of a real chat model: each way of training and generating beside the fastest other one."""
+    """Return the table of training a real chat model: each way beside the fastest other one."""
     runs, settings = sorted(results["runs"], key=lambda run: run["repeat"]), results["settings"]
     arms: dict[tuple[str, bool, str], list[dict[str, Any]]] = {}
     for run in runs:
         arms.setdefault(_real_arm(run), []).append(run)
-    titles = {"training": "pairs", "completions": "completions", "generation": "generation"}
+    titles = {"training": "pairs", "completions": "completions"}
 
     def rate(run: dict[str, Any]) -> float:
-        kind = run["kind"]
-        seconds = run[
-            {"training": "loop_seconds", "completions": "loop_cpu_seconds", "generation": "cpu_seconds"}[kind]
-        ]
-        return float(run["tokens" if kind == "generation" else "loop_tokens"] / seconds)
+        return float(run["loop_tokens"] / run["loop_seconds" if run["kind"] == "training" else "loop_cpu_seconds"])
 
     rows = []
     for (kind, _ours, name), own in sorted(
@@ -297,13 +293,13 @@ def real_tables(results: dict[str, Any]) -> list[Table]:
         others = [some for (other, is_ours, _), some in arms.items() if other == kind and not is_ours]
         best = max(others, key=lambda some: spread(map(rate, some)).median)
         peaks = [run.get("peak_above_model") for run in (*own, *best)]
-        known = kind != "generation" and None not in peaks
+        known = None not in peaks
         pairs = list(zip(own, best, strict=True))
         rows.append(
             [
                 titles[kind],
                 name,
-                number(spread(map(rate, own)), 1 if kind == "generation" else 0),
+                number(spread(map(rate, own)), 0),
                 number(spread(rate(one) / rate(other) for one, other in pairs), 2),
                 number(spread(run["peak_above_model"] / MIB for run in own), 0) if known else "",
                 number(spread(a["peak_above_model"] / b["peak_above_model"] for a, b in pairs), 2) if known else "",
@@ -315,9 +311,9 @@ def real_tables(results: dict[str, Any]) -> list[Table]:
         f"{settings['model']}, pairs of {settings['pairs']} of at most {settings['max_length']} tokens, "
         f"{settings['threads']} thread(s), float32. Median [quartiles] of {num_repeats} repeats "
         f"with pairs of their own: {settings['steps'] - 1} timed optimizer step(s) of {settings['per_step']} pairs "
-        f"(`down_proj` trains, the reference is precomputed) or of their chosen completions (all weights train), "
-        f"answers of one paragraph to {settings['num']} prompts. Tokens: of prompt and completions once each, and of "
-        "answers. Ratios, repeat by repeat, against the fastest other way of the same work. Peak: above the model. "
+        f"(`down_proj` trains, the reference is precomputed) or of their chosen completions (all weights train). "
+        "Tokens: of prompt and completions once each. "
+        "Ratios, repeat by repeat, against the fastest other way of the same work. Peak: above the model. "
         f"Load of the machine: {number(spread(loads), 1)}."
     )
     columns = ["work", "program", "tokens per CPU-second", "times the best other", "peak, MiB", "of the best other"]
@@ -326,13 +322,51 @@ def real_tables(results: dict[str, Any]) -> list[Table]:
 
 def _real_arm(run: dict[str, Any]) -> tuple[str, bool, str]:
     """Return the work of a measurement, whether it is ours, and its name."""
-    if run["kind"] == "generation":
-        ours = not run["arm"].startswith("transformers")
-        return "generation", ours, f"bfpo, {run['arm']}" if ours else run["arm"]
     ours, name = run["trainer"] == "bfpo", "bfpo" if run["trainer"] == "bfpo" else "TRL"
     num = run["microbatch"] if run["kind"] == "training" else run["texts_per_forward"]
     form = "" if ours or run["kind"] == "training" else {"packed": ", packed", "padded": ", no packing"}[run["form"]]
     return run["kind"], ours, f"{name}{form}, {num} a forward"
+
+
+def real_generation_tables(results: dict[str, Any]) -> list[Table]:
+    """Return the table of the answers of a real chat model, by numbers of prompts."""
+    runs, settings = sorted(results["runs"], key=lambda run: run["repeat"]), results["settings"]
+
+    def of(arm: tuple[int, str]) -> list[dict[str, Any]]:
+        return [run for run in runs if (run["prompts"], run["arm"]) == arm]
+
+    def rate(run: dict[str, Any]) -> float:
+        return float(run["tokens"] / run["cpu_seconds"])
+
+    rows = []
+    arms = sorted({(run["prompts"], run["arm"]) for run in runs}, key=lambda arm: (-arm[0], arm[1]))
+    for arm in arms:
+        others = [one for one in arms if one[0] == arm[0] and one[1].startswith("transformers")]
+        best = max(others, key=lambda one: spread(map(rate, of(one))).median)
+        before = [one for one in arms if one[0] == arm[0] and one[1].startswith("before")]
+        rows.append(
+            [
+                f"{arm[0]:,}",
+                arm[1] if arm in others else f"bfpo, {arm[1]}",
+                number(spread(map(rate, of(arm))), 1),
+                *(
+                    number(spread(rate(a) / rate(b) for a, b in zip(of(arm), of(one), strict=True)), 2) if one else ""
+                    for one in (before[0] if before else None, best)
+                ),
+                number(spread(run["tokens"] / run["row_steps"] for run in of(arm)), 2),
+            ]
+        )
+    few = " or ".join(map(str, settings["few"]))
+    few = f"; to {few} prompt(s) greedy ones, so that both make the same tokens" if few else ""
+    note = (
+        f"{settings['model']}, prompts of pairs of {settings['pairs']} of at most {settings['max_length']} tokens, "
+        f"{settings['threads']} thread(s), float32. Answers of one paragraph and at most {settings['max_new_tokens']} "
+        f"tokens, drawn at temperature 1{few}. Median [quartiles] of {len({run['repeat'] for run in runs})} repeat(s) "
+        "with prompts of their own; ratios repeat by repeat. Useful: row-steps that made a token of an answer. "
+        f"Load of the machine: {number(spread(run['load'] for run in runs), 1)}."
+    )
+    columns = ["prompts", "program", "tokens per CPU-second", "times before", "times transformers", "useful row-steps"]
+    return [Table("Answers of a real chat model", note, columns, rows)]
 
 
 def prepare_tables(results: dict[str, Any]) -> list[Table]:
@@ -358,6 +392,8 @@ def prepare_tables(results: dict[str, Any]) -> list[Table]:
         f"[quartiles] of {' or '.join(map(str, repeats))} repeats in shuffled order; load of the machine (1, 5, 15 "
         f"minutes) {', '.join(map(str, settings['load']))}. One process of bfpo. Peak: resident memory of the process."
     )
+    if settings.get("before"):
+        note += f" Before: commit {settings['before'][:10]}."
     columns = ["rows", "program", "CPU seconds", "times the script", "peak MiB"]
     return [Table("Preparing data", note, columns, rows)]
 
@@ -371,6 +407,7 @@ TABLES = {
     "generation": generation_tables,
     "prepare": prepare_tables,
     "real": real_tables,
+    "real_generation": real_generation_tables,
 }
 
 

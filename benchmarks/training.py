@@ -8,6 +8,7 @@ time. On a GPU the clock waits for the device at every step.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import tempfile
 import time
 from dataclasses import dataclass
@@ -215,8 +216,8 @@ def trl_trainer(run: TrainingRun, model: Any, tokenizer: Any, pairs: list[TokenP
     )
     second = run.reference == "online" and not adapted(run)
     trainer = DPOTrainer(
-        model,
-        ref_model=run.model().requires_grad_(False) if second else None,
+        fast_attention(model, run),
+        ref_model=fast_attention(run.model().requires_grad_(False), run) if second else None,
         args=arguments,
         train_dataset=Dataset.from_list(text_rows(pairs, end=tokenizer.eos_token_id)),
         processing_class=tokenizer,
@@ -226,6 +227,13 @@ def trl_trainer(run: TrainingRun, model: Any, tokenizer: Any, pairs: list[TokenP
             if row[name] != getattr(pair, name).tolist():
                 raise RunError(f"trl: {pair.pair_id}: {name} are not those that bfpo trains on")
     return trainer
+
+
+def fast_attention(model: Any, run: TrainingRun | SftRun) -> Any:
+    """Return TRL's model, which attends by flash attention where it is installed and can be, as ours does by itself."""
+    if run.device == "cuda" and run.half and importlib.util.find_spec("flash_attn") is not None:
+        model.set_attn_implementation("flash_attention_2")
+    return model
 
 
 class Memory:

@@ -11,6 +11,8 @@ from benchmarks.workload import MODELS
 
 __all__ = ["Part", "plan", "profile_part"]
 
+TRL = ("trl", "datasets")
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -48,28 +50,32 @@ def plan(*, small: bool, cuda: bool) -> list[Part]:
     ]
     adapters = [
         _training(trainer, size, small, cuda, trains=trains, recompute=True, max_tokens=tokens, microbatch=pairs)
-        for trains, size in (("lora", large), ("qlora", middle))
+        for trains, size in (("lora", large), ("qlora", middle), ("lora", middle), ("qlora", large))
         for trainer, tokens, pairs in (("bfpo", 8192, None), ("trl", None, 4))
     ]
     smaller = [
         _training("bfpo", middle, small, cuda, max_tokens=8192),
         _training("trl", middle, small, cuda, microbatch=4),
     ]
+    plain, trl = {"arm": "transformers"}, {"arm": "trl", "form": "packed", "kernels": False}
     others = [
-        Part(kind, f"{kind} {middle}", title, f"benchmarks.gpu.{kind}", _common(middle, small, cuda, arm), needs)
+        Part(kind, f"{kind} {middle}", title, f"benchmarks.gpu.{kind}", _common(middle, small, cuda, **arm), needs)
         for kind, title, arm, needs in (
-            ("generation", "bfpo generate", "bfpo", ()),
-            ("generation", "transformers", "transformers", ()),
-            ("sft", "bfpo sft", "bfpo", ("pyarrow",)),
-            ("sft", "TRL", "trl", ("trl", "datasets")),
+            ("generation", "bfpo generate", {"arm": "bfpo"}, ()),
+            ("generation", "transformers, batches of 64", {**plain, "batch": 64}, ()),
+            ("generation", "transformers, all prompts in one batch", {**plain, "batch": 256}, ()),
+            ("sft", "bfpo sft", {"arm": "bfpo"}, ("pyarrow",)),
+            ("sft", "TRL, packed rows", trl, TRL),
+            ("sft", "TRL, packed rows, Liger kernels", {**trl, "kernels": True}, (*TRL, "liger_kernel")),
+            ("sft", "TRL, padded rows", {**trl, "form": "padded"}, TRL),
         )
     ]
     # Each question once before any is asked of another size: DPO, tests, adapters, generation and SFT.
-    once = [facts, *first[:2], tests, *first[2:], *adapters[:2], *others, *smaller, *adapters[2:], *liger]
+    once = [facts, *first[:2], tests, *first[2:], *adapters[:2], *others, *smaller, *adapters[2:4], *liger]
     if small:  # on a CPU that may be busy with other things
         return [dataclasses.replace(part, most=600.0) for part in once]
-    again = [*first, *smaller, *first]  # with other pairs
-    return once + [_with_seed(part, 1 + place // 6) for place, part in enumerate(again)]
+    again = [_with_seed(part, 1) for part in (*first, *smaller, *others)]  # with other pairs, texts and prompts
+    return [*once, *adapters[4:], *again, *(_with_seed(part, 2) for part in first)]
 
 
 def profile_part(part: Part) -> Part:
@@ -110,7 +116,7 @@ def _training(
         kernels=kernels,
     )
     needs = (
-        *(("trl", "datasets") if trainer == "trl" else ()),
+        *(TRL if trainer == "trl" else ()),
         *(("peft",) if trains in ("lora", "qlora") else ()),
         *(("bitsandbytes",) if trains == "qlora" else ()),
         *(("liger_kernel",) if kernels else ()),
@@ -125,11 +131,12 @@ def _with_seed(part: Part, seed: int) -> Part:
     return dataclasses.replace(part, values={**part.values, "seed": seed})
 
 
-def _common(size: str, small: bool, cuda: bool, arm: str) -> dict[str, Any]:
+def _common(size: str, small: bool, cuda: bool, **arm: Any) -> dict[str, Any]:
     return {
-        "arm": arm,
+        **arm,
         "shape": dataclasses.asdict(MODELS[size]),
         "small": small,
         "device": "cuda" if cuda else "cpu",
         "half": not small,
+        "seed": 0,
     }

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.flops import needed_flops
 from benchmarks.process import worker
+from benchmarks.sft_training import SftRun, trl_trainer
 from benchmarks.training import Memory, make_clock
-from benchmarks.workload import ModelShape, make_model, make_pairs, make_tokenizer, text_rows
+from benchmarks.workload import EOS, ModelShape, make_model, make_pairs, make_tokenizer, text_rows
 from bfpo.core.errors import RunError
+from bfpo.data.tokenize import TokenPair
+
+LEARNING_RATE = 1e-5
 
 
 class _MeasuredError(Exception):
@@ -25,19 +29,18 @@ def measure(values: dict[str, Any]) -> dict[str, Any]:
 
     shape = ModelShape(**values["shape"])
     small, steps, per_step = values["small"], 3 if values["small"] else 8, 4 if values["small"] else 64
-    pairs = make_pairs(steps * per_step, vocabulary=shape.vocabulary, seed=0, scale=0.1 if small else 1.0)
+    pairs = make_pairs(steps * per_step, vocabulary=shape.vocabulary, seed=values["seed"], scale=0.1 if small else 1.0)
     lengths = [(len(pair.prompt_ids), len(pair.chosen_ids), 0) for pair in pairs]
-    rows = [{"prompt": row["prompt"], "completion": row["chosen"].removesuffix(" </s>")} for row in text_rows(pairs)]
     clock = _stopping(steps)
     transformers_trainer.DEFAULT_CALLBACKS.append(clock)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        _write_model(shape, folder / "model", device=values["device"], half=values["half"])
+        write_model(shape, folder / "model", device=values["device"], half=values["half"])
         memory = Memory(values["device"])
         before = memory.now()
         memory.reset()
         try:
-            (_bfpo if values["arm"] == "bfpo" else _trl)(values, folder, rows, steps, per_step)
+            (_bfpo if values["arm"] == "bfpo" else _trl)(values, folder, pairs, steps, per_step)
         except _MeasuredError:
             pass
         else:
@@ -65,17 +68,20 @@ def _stopping(steps: int) -> Any:
     return Stopping()
 
 
-def _write_model(shape: ModelShape, folder: Path, *, device: str, half: bool) -> None:
+def write_model(shape: ModelShape, folder: Path, *, device: str, half: bool, ends: Sequence[int] = ()) -> None:
+    """Write a model with random weights and its tokenizer; `ends`: tokens that end an answer beside the end token."""
     model = make_model(shape, device=device, half=half)
     model.bfloat16() if half else model.float()
+    model.generation_config.eos_token_id = [EOS, *ends]
     model.save_pretrained(folder)
     make_tokenizer(shape.vocabulary).save_pretrained(folder)
 
 
-def _bfpo(values: dict[str, Any], folder: Path, rows: list[dict[str, str]], steps: int, per_step: int) -> None:
+def _bfpo(values: dict[str, Any], folder: Path, pairs: list[TokenPair], steps: int, per_step: int) -> None:
     from bfpo.config import SftConfig
     from bfpo.runs.stages import run_stage
 
+    rows = [{"prompt": row["prompt"], "completion": row["chosen"].removesuffix(" </s>")} for row in text_rows(pairs)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     settings: dict[str, Any] = {
         "model": str(folder / "model"),
@@ -83,52 +89,31 @@ def _bfpo(values: dict[str, Any], folder: Path, rows: list[dict[str, str]], step
         "completions_per_step": per_step,
         "max_steps": steps,
         "dtype": "bfloat16" if values["half"] else "float32",
-        "learning_rate": 1e-5,
+        "learning_rate": LEARNING_RATE,
     }
     run_stage("sft", SftConfig(**settings), folder / "run")
 
 
-def _trl(values: dict[str, Any], folder: Path, rows: list[dict[str, str]], steps: int, per_step: int) -> None:
-    import dataclasses
-
-    from datasets import Dataset
+def _trl(values: dict[str, Any], folder: Path, pairs: list[TokenPair], steps: int, per_step: int) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import SFTConfig, SFTTrainer
 
-    flash = values["device"] == "cuda" and importlib.util.find_spec("flash_attn") is not None
-    per_pass = min(per_step, 16)
-    wanted = {
-        "output_dir": str(folder / "trl"),
-        "max_steps": steps,
-        "per_device_train_batch_size": per_pass,
-        "gradient_accumulation_steps": per_step // per_pass,
-        "learning_rate": 1e-5,
-        "lr_scheduler_type": "constant",
-        "bf16": values["half"],
-        "use_cpu": values["device"] == "cpu",
-        "gradient_checkpointing": False,
-        "completion_only_loss": True,
-        "padding_free": flash,
-        "max_length": None,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": values["device"] != "cpu",
-    }
-    known = {field.name for field in dataclasses.fields(SFTConfig)}
-    model = AutoModelForCausalLM.from_pretrained(
-        folder / "model",
-        dtype="float32",  # what trains, as in bfpo sft; the products are bfloat16 by autocast
-        attn_implementation="flash_attention_2" if flash else "sdpa",
-        trust_remote_code=False,
+    run = SftRun(
+        trainer="trl",
+        form=values["form"],
+        model=str(folder / "model"),
+        steps=steps,
+        texts_per_step=per_step,
+        texts_per_forward=min(per_step, 16),
+        seed=values["seed"],
+        dtype="bfloat16" if values["half"] else "float32",
+        learning_rate=LEARNING_RATE,
+        device=values["device"],
+        kernels=values["kernels"],
     )
-    SFTTrainer(
-        model,
-        args=SFTConfig(**{name: value for name, value in wanted.items() if name in known}),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(folder / "model", trust_remote_code=False),
-    ).train()
+    # What trains is float32, as in bfpo sft; the products are bfloat16 by autocast.
+    model = AutoModelForCausalLM.from_pretrained(run.model, dtype="float32", trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(run.model, trust_remote_code=False)
+    trl_trainer(run, model, tokenizer, pairs, str(folder / "trl")).train()
 
 
 if __name__ == "__main__":

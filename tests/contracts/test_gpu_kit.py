@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import training as trainings
 from benchmarks.flops import needed_flops
 from benchmarks.gpu import __main__ as kit
-from benchmarks.gpu import checks, device, kernels, wheels
+from benchmarks.gpu import checks, device, generation, kernels, wheels
 from benchmarks.gpu import plan as plans
 from benchmarks.gpu.kernels import group_of, shares, times
 from benchmarks.gpu.table import gpu_tables
@@ -104,7 +105,7 @@ def test_a_part_that_fails_costs_one_row(tmp_path: Path, monkeypatch: pytest.Mon
     assert of["1B qlora", "bfpo train, 8,192 tokens a forward, activations recomputed"][0].endswith(
         "bitsandbytes not installed"
     )
-    assert of["sft 1B", "TRL"][0].startswith("stopped after")
+    assert of["sft 1B", "TRL, packed rows"][0].startswith("stopped after")
     assert [row[0] for row in rows_of((tmp_path / "gpu.md").read_text(), "Tests")] == ["c: wrong / value", "a", "b"]
     kernels = [run for run in results["runs"] if run["kind"] == "kernels"]
     assert len(kernels) == 1
@@ -155,6 +156,39 @@ def test_every_part_names_a_worker_that_is_there() -> None:
     assert len(large) > 2 * len({(part.group, part.title) for part in large}) * 0.6
     groups = [part.group for part in large]
     assert groups.index("8B lora") < groups.index("generation 1B") < groups.index("1B down_proj")  # every question once
+    assert {f"{size} {trains}" for size in ("1B", "8B") for trains in ("down_proj", "lora", "qlora")} <= set(groups)
+    assert groups.index("1B lora") > groups.index("1B qlora")
+    seeds = {kind: {part.values["seed"] for part in large if part.kind == kind} for kind in ("sft", "generation")}
+    assert seeds == {"sft": {0, 1}, "generation": {0, 1}}
+
+
+def test_trl_gets_its_best_settings_for_completions() -> None:
+    ways = [part.values for part in plans.plan(small=False, cuda=True) if part.kind == "sft" and "TRL" in part.title]
+    assert {(way["form"], way["kernels"]) for way in ways} == {("packed", False), ("packed", True), ("padded", False)}
+
+
+@pytest.mark.parametrize(("device", "half", "installed", "asked"), [
+    ("cuda", True, True, ["flash_attention_2"]),
+    ("cuda", True, False, []),
+    ("cuda", False, True, []),  # which it cannot compute
+    ("cpu", True, True, []),
+])  # fmt: skip
+def test_trl_attends_by_flash_attention_where_it_is_installed(
+    device: str, half: bool, installed: bool, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainings.importlib.util, "find_spec", lambda name: name if installed else None)
+    found: list[str] = []
+    model = SimpleNamespace(set_attn_implementation=found.append)
+    assert trainings.fast_attention(model, SimpleNamespace(device=device, half=half)) is model
+    assert found == asked
+
+
+@pytest.mark.parametrize("arm", [{"arm": "bfpo"}, {"arm": "transformers", "batch": 64}])
+def test_answers_of_the_small_form_end_at_their_own_lengths(arm: dict[str, Any]) -> None:
+    part = next(part for part in plans.plan(small=True, cuda=False) if part.kind == "generation")
+    values = {name: value for name, value in part.values.items() if name != "arm"}
+    found = generation.measure({**values, **arm})
+    assert 8 <= found["loop_tokens"] < 0.9 * 8 * 64  # without an end all have 64 tokens
 
 
 def test_kernels_are_grouped_by_their_names() -> None:

@@ -143,6 +143,7 @@ def after(beginning: tuple[int, ...]) -> list[Request]:
 def test_a_shared_beginning_changes_no_answer(family: str, slack: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 9 tokens, more than a window has; the prompts have 1 to 13 of their own, so that gaps of all widths occur."""
     monkeypatch.setattr(refill, "_SLACK", slack)
+    monkeypatch.setattr(refill, "_FEWEST_SAVED", 4)
     beginning = tuple(range(20, 29))
     model, requests = model_of(family), after(beginning)
     assert answers(model, requests, temperature=0.0) == expected(family, beginning)
@@ -153,12 +154,73 @@ def test_a_shared_beginning_changes_no_answer(family: str, slack: int, monkeypat
 
 
 def test_a_shared_beginning_is_computed_once() -> None:
-    model, work, beginning = model_of("llama"), Work(), tuple(range(20, 29))
+    model, work, beginning = model_of("llama"), Work(), tuple(range(20, 41))
     answers(model, after(beginning), work=work)
     assert work.prompt_tokens == len(beginning) + sum(len(one.prompt_ids) for one in REQUESTS)
 
 
-def test_what_is_shared_leaves_a_token_of_every_prompt() -> None:
+class _Passes:
+    """Counts the forward passes of a model, and their tokens."""
+
+    def __init__(self, model: Any) -> None:
+        self.num = self.tokens = 0
+        model.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        self.num += 1
+        self.tokens += kwargs["input_ids"].numel()
+
+
+def test_a_beginning_is_shared_where_that_saves_more_than_its_test_costs() -> None:
+    """Of 9 tokens: 30 prompts save 261 of them, 29 save 252."""
+    requests = [Request(str(k), (*range(20, 29), 30 + k, 7)) for k in range(30)]
+    for some, shared in ((requests, 9), (requests[:29], 0), ([*requests[:29], replace(requests[0], id="again")], 0)):
+        model, work = model_of("llama"), Work()
+        why_not_refilled(model)
+        passes = _Passes(model)
+        answers(model, some, batch_size=None, work=work)
+        assert work.prompt_tokens == shared + len({one.prompt_ids for one in some}) * (11 - shared)
+        assert (passes.num > work.passes) == bool(shared)  # those of the test
+
+
+def test_a_model_is_tested_in_few_passes_and_for_one_prompt_alone_in_none() -> None:
+    model = model_of("llama")
+    passes, work = _Passes(model), Work()
+    together = answers(model, temperature=0.0)
+    passes.num = 0
+    (alone,) = answers(model, REQUESTS[3:4], temperature=0.0, work=work).values()
+    assert alone == together["p3"]
+    assert passes.num == work.passes == len(alone.token_ids) + alone.finished
+    fresh = model_of("llama")
+    passes = _Passes(fresh)
+    answers(fresh, REQUESTS[3:4])
+    assert fresh not in refill._reasons
+    passes.num = passes.tokens = 0
+    assert why_not_refilled(fresh) == ""
+    assert (passes.num, passes.tokens) == (6, 5 + 1 + 8 + 3 + 2 + 3 * 7)
+    passes.num = passes.tokens = 0
+    assert refill._shares(fresh)
+    assert (passes.num, passes.tokens) == (7, 3 + 5 + 1 + 8 + 3 + 2 + 3 * 10)
+
+
+def test_prompts_of_spread_lengths_are_computed_with_little_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first fill of the slots, too; on a GPU, where a pass costs more than padding does, it is one pass."""
+    lengths = [10 + (37 * k) % 91 + 200 * (k % 8 == 0) for k in range(32)]
+    requests = [Request(str(k), tuple((5 * k + j) % VOCABULARY for j in range(size))) for k, size in enumerate(lengths)]
+    model = tiny_model("llama", max_position_embeddings=512).eval()
+    few, one = Work(), Work()
+    given: dict[str, Any] = {"batch_size": None, "max_new_tokens": 2}
+    made = answers(model, requests, work=few, **given)
+    monkeypatch.setattr(refill, "_MOST_PADDING", {})
+    assert answers(model, requests, work=one, **given) == made
+    assert few.prompt_tokens == one.prompt_tokens == sum(lengths)
+    assert few.padded_prompt_tokens <= 1.2 * sum(lengths)
+    assert one.padded_prompt_tokens > 2 * sum(lengths)
+    assert few.passes - one.passes <= 8
+
+
+def test_what_is_shared_leaves_a_token_of_every_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refill, "_FEWEST_SAVED", 4)
     model, long = model_of("llama"), tuple(range(10, 30))
     assert shared_beginning(model, [long, long[:9]]) == long[:8]
     assert shared_beginning(model, [long, (*long[:6], 5, 5)]) == long[:6]

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, TemperatureLogitsWarper
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, TemperatureLogitsWarper, TopPLogitsWarper
 
 from bfpo.core.errors import ModelError, SettingError
 from bfpo.generation import sampling
@@ -78,6 +79,47 @@ def test_seed_and_id_decide_the_draws(model: Any) -> None:
     assert first != other
     same_prompt = answers(model, [Request(f"copy {number}", (5, 6)) for number in range(6)])
     assert len({answer.token_ids for answer in same_prompt.values()}) > 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.0, 0.9), (1.3, 0.5)])
+def test_draws_are_those_of_the_definition_bit_for_bit(dtype: torch.dtype, temperature: float, top_p: float) -> None:
+    """At the first number above u times the total, also for fewer rows than before and for more."""
+    draw = sampling._Draw(temperature, top_p, 0, 8)
+    for place, rows in enumerate((5, 5, 3, 9)):
+        scores = 4 * torch.randn(rows, 503, dtype=dtype, generator=torch.Generator().manual_seed(place))
+        given = scores.clone()
+        scaled = scores.double() / temperature
+        if top_p < 1:
+            scaled = TopPLogitsWarper(top_p)(torch.zeros(0), scaled)  # type: ignore[arg-type]
+        sums = scaled.softmax(-1).cumsum(-1)
+        uniform = [float(sampling._uniforms(0, str(row), 8)[place]) for row in range(rows)]
+        expected = [int((some > u * some[-1]).nonzero()[0]) for some, u in zip(sums, uniform, strict=True)]
+        assert draw.tokens(scores, [(str(row), place) for row in range(rows)]) == expected
+        assert torch.equal(draw._room[1, :rows], sums)  # type: ignore[index]
+        assert torch.equal(scores, given)
+
+
+def test_a_draw_makes_no_copies_of_the_logits() -> None:
+    class Large(TorchDispatchMode):
+        places: set[int] = set()  # noqa: RUF012
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = function(*args, **(kwargs or {}))
+            if isinstance(made, torch.Tensor) and made.numel() >= 4 * 1000:
+                self.places.add(made.untyped_storage().data_ptr())
+            return made
+
+    draw, scores = sampling._Draw(0.7, 1.0, 0, 8), torch.randn(4, 1000)
+    rows = [(str(row), 0) for row in range(4)]
+    draw.tokens(scores, rows)
+    kept = draw._room
+    assert kept is not None
+    with Large() as large:
+        draw.tokens(scores, rows)
+        draw.tokens(scores[:3], rows[:3])
+    assert large.places == {kept.untyped_storage().data_ptr()}
+    assert draw._room is kept
 
 
 def test_draws_follow_the_models_distribution(model: Any) -> None:

@@ -136,23 +136,58 @@ class Made(TorchDispatchMode):
         return output
 
 
-@pytest.mark.parametrize("trains", [False, True])
-def test_all_chunks_share_one_buffer_of_logits(trains: bool) -> None:
-    """In every pass; a head that trains is run again in the backward pass, and has one there too."""
+@pytest.mark.parametrize(("trains", "chunk_rows"), [(False, CHUNK), (True, CHUNK), (True, ROWS)])
+def test_all_chunks_share_one_buffer_of_logits(trains: bool, chunk_rows: int) -> None:
+    """In every pass; a head that trains computes all chunks but the last again in the backward pass."""
     head, hidden, targets = make_head(torch.float32, bias=True, trains=trains)
     with Made(CHUNK * VOCABULARY) as forward:
-        logps = head_logps(head, hidden.requires_grad_(), targets, chunk_rows=CHUNK)
+        logps = head_logps(head, hidden.requires_grad_(), targets, chunk_rows=chunk_rows)
     with Made(CHUNK * VOCABULARY) as backward:
         logps.sum().backward()
-    assert (forward.count, backward.count) == (1, int(trains))
+    assert (forward.count, backward.count) == (1, int(trains and chunk_rows < ROWS))
 
 
-@pytest.mark.parametrize(("trains", "products"), [(False, 2), (True, 4)])
-def test_operations_of_the_head(trains: bool, products: int) -> None:
+@pytest.mark.parametrize(
+    ("trains", "chunk_rows", "rows_times_products"),
+    [(False, CHUNK, 2 * ROWS), (True, CHUNK, 4 * ROWS - CHUNK), (True, ROWS, 3 * ROWS), (True, 1000, 3 * ROWS)],
+)
+def test_operations_of_the_head(trains: bool, chunk_rows: int, rows_times_products: int) -> None:
+    """The last chunk is a full one, and a head that trains does not compute it again."""
     head, hidden, targets = make_head(torch.float32, bias=False, trains=trains)
     with FlopCounterMode(display=False) as counter:
-        head_logps(head, hidden.requires_grad_(), targets, chunk_rows=CHUNK).sum().backward()
-    assert counter.get_total_flops() == products * 2 * ROWS * WIDTH * VOCABULARY
+        head_logps(head, hidden.requires_grad_(), targets, chunk_rows=chunk_rows).sum().backward()
+    assert counter.get_total_flops() == rows_times_products * 2 * WIDTH * VOCABULARY
+
+
+@pytest.mark.parametrize("transform", [LogitTransform(), LogitTransform(0.5, 3.0)])
+@pytest.mark.parametrize("chunk_rows", [CHUNK, ROWS])
+def test_a_head_that_trains_can_be_run_backward_again(transform: LogitTransform, chunk_rows: int) -> None:
+    """The chunk that the forward pass left is used up by the first backward pass."""
+    found = []
+    for exact in (True, False):
+        head, hidden, targets = make_head(torch.float64, bias=True, trains=True)
+        hidden.requires_grad_()
+        if exact:
+            logps = by_definition(head, hidden, targets, transform)
+        else:
+            logps = head_logps(head, hidden, targets, transform=transform, chunk_rows=chunk_rows)
+        for weights in (torch.linspace(-1, 2, ROWS, dtype=torch.float64), torch.ones(ROWS, dtype=torch.float64)):
+            gradients = torch.autograd.grad((weights * logps).sum(), [hidden, *head.parameters()], retain_graph=True)
+            found += gradients
+    half = len(found) // 2
+    for one, other in zip(found[half:], found[:half], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_no_row_at_all(trains: bool) -> None:
+    head, hidden, targets = make_head(torch.float32, bias=True, trains=trains)
+    hidden = hidden[:0].requires_grad_()
+    logps = head_logps(head, hidden, targets[:0], chunk_rows=CHUNK)
+    logps.sum().backward()
+    assert (logps.shape, hidden.grad is not None) == ((0,), True)
+    for parameter in head.parameters():
+        assert not trains or torch.equal(parameter.grad, torch.zeros_like(parameter))  # type: ignore[arg-type]
 
 
 def test_a_head_that_trains_under_bfloat16_has_float32_gradients_of_its_float32_weight() -> None:

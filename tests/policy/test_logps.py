@@ -6,13 +6,16 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from bfpo.core.errors import ModelError, SettingError
 from bfpo.data.pack import Form, collate_pairs
+from bfpo.policy.head import tied_embedding
 from bfpo.policy.logps import sequence_logps, use_own_logits
 from bfpo.policy.probe import choose_form
 from messages import raises
-from tiny import tiny_model, tiny_pairs
+from tiny import SIZES, VOCABULARY, logp, tiny_model, tiny_pairs
 
 PAIRS = tiny_pairs(5, 3)
 TOKENS = {
@@ -139,3 +142,148 @@ def test_gradient_checkpointing_changes_nothing() -> None:
         sequence_logps(model, collate_pairs(PAIRS)).logps.pow(2).sum().backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+# A head tied to the embedding, both training
+
+PADDING = 7
+
+
+def tied_model(family: str = "llama", **settings: Any) -> Any:
+    return tiny_model(family, tie_word_embeddings=True, pad_token_id=PADDING, **settings).train()
+
+
+def tied_pairs() -> list[Any]:
+    """Pairs in which the padding token, whose embedding does not train, is text."""
+    pairs = tiny_pairs(5, 3)
+    pairs[0].prompt_ids[-1] = pairs[1].chosen_ids[0] = pairs[2].rejected_ids[-1] = PADDING
+    return pairs
+
+
+def gradients_of(model: Any) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def check_gradients(model: Any, expected: dict[str, Tensor]) -> None:
+    found = gradients_of(model)
+    assert found.keys() == expected.keys()
+    for name, one in found.items():
+        assert float((one - expected[name]).norm() / expected[name].norm()) < 1e-6, name  # the norms are float32
+
+
+def by_the_definition(model: Any, pairs: list[Any], weights: Tensor) -> dict[str, Tensor]:
+    """Gradients of the weighted sum of the log-probs, chosen ones first, from the model's own logits."""
+    sides = [(pair, pair.chosen_ids) for pair in pairs] + [(pair, pair.rejected_ids) for pair in pairs]
+    torch.stack(
+        [w * logp(model, pair.prompt_ids, ids) for w, (pair, ids) in zip(weights, sides, strict=True)]
+    ).sum().backward()
+    found = gradients_of(model)
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "gemma3", "cohere"])
+@pytest.mark.parametrize("form", ["packed", "padded"])
+@pytest.mark.parametrize("chunk_rows", [3, 256])
+def test_gradients_of_a_tied_head_are_those_of_the_definition(family: str, form: Form, chunk_rows: int) -> None:
+    """Over two micro-batches, and after a second backward pass of the first."""
+    model, pairs = tied_model(family, dtype=torch.float64), tied_pairs()
+    weights = torch.linspace(-1, 2, 10, dtype=torch.float64)
+    expected = by_the_definition(model, pairs, weights)
+    choose_form(model, form, longest_text=12)
+    for some, share in ((pairs[:2], [0, 1, 5, 6]), (pairs[2:], [2, 3, 4, 7, 8, 9])):
+        found = sequence_logps(model, collate_pairs(some, form=form), chunk_rows=chunk_rows).logps
+        (0.5 * (weights[share] * found).sum()).backward(retain_graph=True)
+        (0.5 * (weights[share] * found).sum()).backward()
+    check_gradients(model, expected)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_of_a_model_with_a_tied_head(reentrant: bool) -> None:
+    weights = torch.linspace(-1, 2, 10, dtype=torch.float64)
+    model, pairs = tied_model(dtype=torch.float64), tied_pairs()
+    expected = by_the_definition(model, pairs, weights)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    (weights * sequence_logps(model, collate_pairs(pairs, form="padded")).logps).sum().backward()
+    check_gradients(model, expected)
+
+
+def test_gradients_of_a_part_of_a_tied_model() -> None:
+    """Of a layer alone, of the embedding alone, and of a head whose hidden states do not lead to the embedding."""
+    weights = torch.linspace(-1, 2, 10, dtype=torch.float64)
+    model, pairs = tied_model(dtype=torch.float64), tied_pairs()
+    expected = by_the_definition(model, pairs, weights)
+    total = (weights * sequence_logps(model, collate_pairs(pairs, form="padded")).logps).sum()
+    for name in ("model.layers.1.mlp.down_proj.weight", "model.embed_tokens.weight"):
+        (one,) = torch.autograd.grad(total, [model.get_parameter(name)], retain_graph=True)
+        torch.testing.assert_close(one, expected[name], rtol=1e-10, atol=1e-12)
+    model.model.norm.register_forward_hook(lambda _, __, hidden: hidden.detach())
+    batch, found = collate_pairs(pairs, form="padded"), []
+    for untied in (False, True):
+        if untied:
+            model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+        (weights * sequence_logps(model, batch).logps).sum().backward()
+        found.append(model.lm_head.weight.grad)
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+class MadeOfShape(TorchDispatchMode):
+    """Names of the operations that give a tensor of this shape memory of its own."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.shape, self.names = shape, []  # type: ignore[var-annotated]
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {leaf.data_ptr() for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)}
+        output = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, Tensor) and leaf.shape == self.shape and leaf.data_ptr() not in given:
+                self.names.append(function.overloadpacket.__name__)
+        return output
+
+
+@pytest.mark.parametrize("chunk_rows", [3, 256])
+def test_the_gradient_of_a_tied_weight_is_made_once(chunk_rows: int) -> None:
+    """No zeros of its size, no second one for the embedding, no sum of two, no copy."""
+    model = tied_model()
+    with MadeOfShape(VOCABULARY, SIZES["hidden_size"]) as made:
+        sequence_logps(model, collate_pairs(tied_pairs(), form="padded"), chunk_rows=chunk_rows).logps.sum().backward()
+    assert made.names == ["mm"]
+    assert tied_embedding(model, model.lm_head) is model.model.embed_tokens
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_under_autocast_a_head_that_trains_is_cast_once(tied: bool) -> None:
+    model = tiny_model(tie_word_embeddings=tied).train()
+    batch = collate_pairs(tied_pairs(), form="padded")
+    with MadeOfShape(VOCABULARY, SIZES["hidden_size"]) as made, torch.autocast("cpu", dtype=torch.bfloat16):
+        logps = sequence_logps(model, batch).logps
+        assert made.names == ["_to_copy"]
+        assert torch.is_autocast_enabled("cpu")
+    with MadeOfShape(VOCABULARY, SIZES["hidden_size"]) as made:
+        logps.sum().backward()
+    assert made.names.count("_to_copy") == 1  # the product of bfloat16 becomes a float32 gradient
+    assert model.lm_head.weight.grad.dtype == torch.float32
+
+
+def test_autocast_comes_back_after_a_head_that_fails() -> None:
+    model = tiny_model()
+    model.lm_head.register_forward_hook(lambda *_: 1 / 0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with pytest.raises(ZeroDivisionError):
+            sequence_logps(model, collate_pairs(PAIRS, form="padded"))
+        assert torch.is_autocast_enabled("cpu")
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_an_embedding_that_keeps_a_gradient_of_its_own() -> None:
+    """Not tied, frozen, rounded, scaled or limited."""
+    model = tied_model()
+    assert tied_embedding(model.requires_grad_(False), model.lm_head) is None
+    for other in (tiny_model(), tied_model(dtype=torch.bfloat16), tied_model("gemma3")):
+        assert tied_embedding(other, other.lm_head) is None
+    for setting in ("sparse", "scale_grad_by_freq", "max_norm"):
+        limited = tied_model()
+        setattr(limited.model.embed_tokens, setting, 1.0)
+        assert tied_embedding(limited, limited.lm_head) is None

@@ -124,6 +124,9 @@ def test_no_two_remarks_on_a_run_name_opposite_changes() -> None:
     found = {remark.code: remark.text for remark in remarks_on([{**row, "loss_over_start": 1.0} for row in rows], {})}
     assert "raise learning_rate" not in found["learned_nothing"]
     assert "lower learning_rate" in found["favoured_falls"]
+    collapsed = {remark.code: remark.text for remark in remarks_on(pair_rows(0.99), {}, answered("Once", "complied"))}
+    assert "raise learning_rate" not in collapsed["learned_nothing"]
+    assert "lower learning_rate" in collapsed["one_answer"]
 
 
 @pytest.mark.parametrize(

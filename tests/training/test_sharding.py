@@ -18,6 +18,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from bfpo.core.errors import SettingError
 from bfpo.data.pack import collate_pairs
+from bfpo.policy.head import tied_embedding
 from bfpo.policy.load import set_trainable
 from bfpo.policy.logps import sequence_logps
 from bfpo.policy.reference.sources import AdapterOff
@@ -142,6 +143,22 @@ def test_gradients_of_adapters_are_float32_after_a_first_pass_without_them() -> 
     sequence_logps(model, batch).logps.sum().backward()
     gradients = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
     assert {None if gradient is None else gradient.dtype for gradient in gradients} == {torch.float32}
+
+
+@pytest.mark.skipif(is_torch_version("<", "2.8"), reason="as above")
+@pytest.mark.usefixtures("one_process")
+def test_a_sharded_head_that_is_tied_and_trains_has_the_gradients_of_a_whole_one() -> None:
+    batch, gradients = collate_pairs(tiny_pairs(5, 1), form="padded"), []
+    for shard in (False, True):
+        model = tiny_model(dtype=torch.float64, tie_word_embeddings=True).train()
+        if shard:
+            for module in (*model.model.layers, model):
+                fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
+        assert (tied_embedding(model, model.lm_head) is None) == shard
+        sequence_logps(model, batch, chunk_rows=3).logps.sum().backward()
+        gradients.append([getattr(p.grad, "full_tensor", lambda p=p: p.grad)() for p in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(("fsdp", "deepspeed"), [(True, False), (False, True), (False, False)])

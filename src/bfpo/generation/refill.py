@@ -30,7 +30,8 @@ __all__ = ["Slots", "Work", "cache_name", "num_slots", "refilled", "shared_begin
 
 _log = logging.getLogger(__name__)
 
-_FEWEST_SHARED = 4  # tokens that prompts begin with; computing fewer once saves less than the pass costs
+_FEWEST_SAVED = 256  # tokens; to compute a shared beginning once is a pass, and its test on a model seven
+_MOST_PADDING = {"cpu": 64}  # tokens of padding that cost what another pass does; elsewhere a pass costs far more
 _SLACK = 64  # columns beyond the longest row: rows are moved back to the first column once in so many steps
 _SLOTS = {"cpu": 32}  # a CPU is busy with these; more only take memory
 _SLOTS_ELSEWHERE = 128
@@ -123,7 +124,7 @@ class Slots:
         self._cache = Cache(layers=list(self._layers))
         self._lengths: list[int] = []  # tokens of each row in the cache
         self._stop = 0  # the column after the last one that is filled
-        self.shared = shared
+        self.shared, self.most_padding = shared, _MOST_PADDING.get(causal_lm.device.type, BATCH_TOKENS)
         self._shared_states: list[Tensor] = []  # keys and values of `shared`, (1, heads, tokens, size of a head)
         known = inspect.signature(type(causal_lm).forward).parameters
         self._has_positions = "position_ids" in known
@@ -261,7 +262,7 @@ def refilled(
     waiting, rows = deque(prompts), list[_Row[Item]]()
     while waiting or rows:
         if waiting and (not rows or num - len(rows) >= max(1, num // 8)):
-            taken = _take(waiting, num - len(rows), len(slots.shared))
+            taken = _take(waiting, num - len(rows), len(slots.shared), slots.most_padding)
             new = [_Row(item, []) for item, _ in taken]
             logits = slots.add([prompt for _, prompt in taken])
             rows += new
@@ -284,13 +285,17 @@ def _answer(row: _Row[Item], ends: frozenset[int]) -> tuple[Item, list[int], boo
     return row.item, row.ids[:-1] if ended else row.ids, ended
 
 
-def _take(waiting: deque[tuple[Item, tuple[int, ...]]], most: int, shared: int) -> list[tuple[Item, tuple[int, ...]]]:
-    """Take at most so many prompts, fewer where they have too many tokens beside the shared ones for one pass."""
+def _take(
+    waiting: deque[tuple[Item, tuple[int, ...]]], most: int, shared: int, most_padding: int
+) -> list[tuple[Item, tuple[int, ...]]]:
+    """Take at most so many prompts, fewer where one pass over them has too many tokens beside the shared ones, or too
+    much padding."""
     taken: list[tuple[Item, tuple[int, ...]]] = []
-    distinct: set[tuple[int, ...]] = set()
+    distinct: dict[tuple[int, ...], int] = {}
     while waiting and len(taken) < most:
-        distinct.add(waiting[0][1])
-        if taken and len(distinct) * (max(map(len, distinct)) - shared) > BATCH_TOKENS:
+        distinct[waiting[0][1]] = len(waiting[0][1]) - shared
+        padded = len(distinct) * max(distinct.values())
+        if taken and (padded > BATCH_TOKENS or padded - sum(distinct.values()) > most_padding):
             break
         taken.append(waiting.popleft())
     return taken
@@ -306,7 +311,8 @@ def shared_beginning(model: Any, prompts: Sequence[tuple[int, ...]]) -> tuple[in
     most = min(map(len, prompts)) - 1
     num = next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), most)
     num = min(num, most)
-    return first[:num] if first != last and num >= _FEWEST_SHARED and _shares(model) else ()
+    saved = num * (len(set(prompts)) - 1)
+    return first[:num] if saved >= _FEWEST_SAVED and _shares(model) else ()
 
 
 def num_slots(causal_lm: Any, width: int) -> int:
@@ -376,22 +382,23 @@ def _bound(causal_lm: Any) -> float:
 def _error(model: Any, causal_lm: Any, shared: tuple[int, ...] = ()) -> float:
     """Return the largest difference of logits, in slots and of whole texts, relative to their spread.
 
-    A text of five tokens is begun, two of three and four join it, the first one leaves; all begin with `shared`.
+    A text of five tokens is begun, two of three and four join it, the first one leaves; all begin with `shared`. The
+    whole texts are one batch, padded on the right.
     """
     size = causal_lm.config.get_text_config().vocab_size
-    first, second, third = (
+    starts = [
         (*shared, *(number * step % size for number in range(3, end))) for step, end in ((7, 8), (11, 6), (13, 7))
-    )
+    ]
     slots = Slots(causal_lm, 3, len(shared) + 10, shared=shared)
-    found = [slots.add([first]), slots.step([1]), slots.add([second, third]), slots.step([4, 1, 4])]
+    found = [slots.add(starts[:1]), slots.step([1]), slots.add(starts[1:]), slots.step([4, 1, 4])]
     slots.keep([1, 2])
     found.append(slots.step([2, 3]))
-    texts = [first, (*first, 1), second, third, (*first, 1, 4), (*second, 1), (*third, 4)]
-    texts += [(*third, 4, 2), (*second, 1, 3)]
-    errors = []
-    for logits, text in zip(torch.cat(found), texts, strict=True):
-        ids = torch.tensor([text], device=causal_lm.device)
-        whole = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, -1].double()
-        spread = (whole - whole.mean()).abs().max().clamp(min=1e-30)
-        errors.append((logits.double() - whole).abs().max() / spread)
-    return float(torch.stack(errors).max())  # NaN counts as the largest
+    texts = [(*start, *more) for start, more in zip(starts, ((1, 4), (1, 3), (4, 2)), strict=True)]
+    read = [(0, 0), (0, 1), (1, 0), (2, 0), (0, 2), (1, 1), (2, 1), (2, 2), (1, 2)]  # text, tokens after its start
+    rows, places = zip(*((row, len(starts[row]) - 1 + more) for row, more in read), strict=True)
+    width = max(map(len, texts))
+    ids = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts], device=causal_lm.device)
+    mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts], device=causal_lm.device)
+    whole = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[list(rows), list(places)].double()
+    spread = (whole - whole.mean(1, keepdim=True)).abs().amax(1).clamp(min=1e-30)
+    return float(((torch.cat(found).double() - whole).abs().amax(1) / spread).max())  # NaN counts as the largest

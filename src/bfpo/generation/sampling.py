@@ -96,8 +96,8 @@ def answer_batches(
     """Yield the answers as they are finished, longest prompts first (so that memory runs out at the start or never).
 
     `batch_size` answers are worked on at once; `None`: as many as memory and the device allow. A finished answer's
-    place goes to the next prompt; where the model does not allow it (`why_not_refilled`), or with `processors`, padded
-    batches are decoded to their ends. `work` is added to.
+    place goes to the next prompt; where the model does not allow it (`why_not_refilled`), with `processors`, or for one
+    prompt alone, padded batches are decoded to their ends. `work` is added to.
 
     At temperature 0 the most probable token is taken. Above, token t of an answer is the inverse of the cumulative
     distribution at u_t, where u comes from a generator seeded by (seed, id) alone: an answer does not depend on the
@@ -118,7 +118,7 @@ def answer_batches(
     was_training = model.training
     model.eval()
     try:
-        if processors or why_not_refilled(model):
+        if len(requests) == 1 or processors or why_not_refilled(model):
             yield from _in_batches(model, requests, ends, draw, max_new_tokens, batch_size, processors, work or Work())
         else:
             yield from _in_slots(model, requests, ends, draw, max_new_tokens, batch_size, work)
@@ -251,6 +251,7 @@ class _Draw:
         self._temperature, self._seed, self._size, self._watch = temperature, seed, max_new_tokens, watch
         self._top_p = TopPLogitsWarper(top_p) if top_p < 1 else None
         self._streams: dict[str, Any] = {}  # by request, a float64 array of (max_new_tokens,)
+        self._room: Tensor | None = None  # (2, N, V) float64, kept: new memory in each step costs more than the draw
 
     def tokens(self, scores: Tensor, places: Sequence[tuple[str, int]]) -> list[int]:
         """Return a token for each row of (N, V) logits; `places`: the request's id and the token's place."""
@@ -261,10 +262,15 @@ class _Draw:
             _check_finite(scores.gather(1, best[:, None]), places)
             greedy: list[int] = best.tolist()
             return greedy
-        scaled = scores.double() / self._temperature
+        if self._room is None or self._room.shape[1] < len(scores):
+            self._room = scores.new_empty((2, *scores.shape), dtype=torch.float64)
+        scaled, cumulative = self._room[:, : len(scores)]
+        scaled.copy_(scores)
+        if self._temperature != 1:
+            scaled.div_(self._temperature)
         if self._top_p is not None:
             scaled = self._top_p(torch.zeros(0, dtype=torch.long), scaled)  # the ids are not looked at
-        cumulative = scaled.softmax(dim=-1).cumsum(dim=-1)
+        torch.softmax(scaled, dim=-1, out=cumulative).cumsum_(dim=-1)
         _check_finite(cumulative[:, -1:], places)
         uniform = torch.tensor([self._uniform(*place) for place in places], dtype=torch.float64, device=scores.device)
         # Strictly above u times the total: a token of probability zero can then never be drawn.

@@ -16,9 +16,10 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["CHUNK_ROWS", "LogitTransform", "at_least_float32", "head_logps"]
+__all__ = ["CHUNK_ROWS", "LogitTransform", "at_least_float32", "head_logps", "is_linear", "tied_embedding", "tied_rows"]
 
 CHUNK_ROWS = 256
 """Rows of logits in memory at a time: 256 x V numbers, enough to keep a matrix product busy."""
@@ -63,15 +64,17 @@ def head_logps(
     *,
     transform: LogitTransform = LogitTransform(),
     chunk_rows: int = CHUNK_ROWS,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Return log p(target), (M,) in nats: float64 if the logits are, else float32.
 
     `hidden` (M, H), `targets` (M,) int64. For a frozen linear head, the gradient with respect to the hidden states is
     computed in the forward pass: it does not depend on the loss, so 4 M H V operations do where recomputing needs 6 M H
-    V. For a linear head that trains, logits are computed again in the backward pass, in place (8 M H V). A head with an
-    adapter or quantised weights is run again, chunk by chunk.
+    V. For a linear head that trains, the logits of all chunks but the last are computed again in the backward pass, in
+    place: 6 M H V operations for the last chunk, 8 M H V for the others. A head with an adapter or quantised weights is
+    run again, chunk by chunk. `weight`, from `tied_rows`, stands for the weight of a linear head.
     """
-    if _is_linear(head):
+    if is_linear(head):
         # Autocast does not reach products that write to `out=`, so its dtype is applied by hand and autocast is off
         # inside.
         device = hidden.device.type
@@ -79,7 +82,8 @@ def head_logps(
         trains = any(parameter.requires_grad for parameter in head.parameters())
         function = _TrainedHead if trains else _FrozenHead
         with torch.autocast(device, enabled=False):
-            inputs = (hidden.to(dtype), head.weight, head.bias, targets, transform, chunk_rows)
+            weight = head.weight if weight is None else weight
+            inputs = (hidden.to(dtype), weight, head.bias, targets, transform, chunk_rows)
             logps_M: Tensor = function.apply(*inputs)  # type: ignore[no-untyped-call]
         return logps_M
 
@@ -94,8 +98,8 @@ def head_logps(
     return torch.cat([checkpoint(chunk, hidden_CH, targets_C, use_reentrant=False) for hidden_CH, targets_C in chunks])
 
 
-def _is_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether it is a plain matrix of numbers; adapters and quantised weights have a forward of their own."""
+def is_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
+    """Return whether it is a plain matrix of numbers; adapters and quantised weights have a forward of their own."""
     return (
         isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward and head.weight.dtype.is_floating_point
     )
@@ -109,6 +113,7 @@ def at_least_float32(logits: Tensor) -> Tensor:
 class _Chunks:
     """Logits of one chunk of rows after the other, all in the same buffer.
 
+    Only the first chunk may be short, so that the last one, which a head that trains keeps, is as large as it can be.
     The products are in the dtype of the hidden states. The softmax is float32 at least: in bfloat16 it costs up to 7
     nats per completion.
     """
@@ -121,13 +126,14 @@ class _Chunks:
         self.bias_V = None if bias_V is None else bias_V.to(dtype)
         self.transform, self.chunk_rows = transform, chunk_rows
         self.accumulate = torch.float64 if dtype == torch.float64 else torch.float32
-        self._buffer_CV = hidden_MH.new_empty(min(chunk_rows, len(hidden_MH)), len(weight_VH))
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
         """Yield the rows, their transformed logits (C, V), to be changed in place, and the slope of the transform."""
-        for start in range(0, len(self.hidden_MH), self.chunk_rows):
-            rows = slice(start, min(start + self.chunk_rows, len(self.hidden_MH)))
-            products_CV = self._buffer_CV[: rows.stop - start]
+        num, chunk_rows = len(self.hidden_MH), self.chunk_rows
+        buffer_CV = self.hidden_MH.new_empty(min(chunk_rows, num), len(self.weight_VH))
+        for stop in range(num - (num - 1) // chunk_rows * chunk_rows, num + 1, chunk_rows):
+            rows = slice(max(0, stop - chunk_rows), stop)
+            products_CV = buffer_CV[: stop - rows.start]
             logits_CV = torch.mm(self.hidden_MH[rows], self.weight_VH.t(), out=products_CV).to(self.accumulate)
             if self.bias_V is not None:
                 logits_CV += self.bias_V
@@ -183,10 +189,13 @@ class _FrozenHead(torch.autograd.Function):
 
 
 class _TrainedHead(torch.autograd.Function):
-    """Log-probs under a head that trains; the backward pass computes the logits again; once differentiable.
+    """Log-probs under a head that trains; once differentiable.
 
-    Kept between the passes: the inputs and the logarithm of each row's softmax sum, (M,). The gradient of the weight
-    is the sum of a product per chunk, in the weight's own dtype.
+    Kept between the passes: the inputs, the weight in the dtype of the products, the logarithm of each row's softmax
+    sum, (M,), and of the last chunk exp(logits - largest). The backward pass turns these into a gradient in place and
+    drops them; it would need a buffer of their size in any case. It computes the logits of the other chunks again, as
+    does a second backward pass of all chunks. The gradient of the weight is the sum of a product per chunk, in the
+    weight's own dtype.
     """
 
     @staticmethod
@@ -202,37 +211,107 @@ class _TrainedHead(torch.autograd.Function):
         chunks = _Chunks(hidden_MH, weight_VH, bias_V, transform, chunk_rows)
         logps_M = hidden_MH.new_empty(len(hidden_MH), dtype=chunks.accumulate)
         log_sums_M = torch.empty_like(logps_M)
-        for rows, logits_CV, _ in chunks:
-            logps_M[rows], log_sums_M[rows], _ = _softmax_sums(logits_CV, targets_M[rows, None])
-        ctx.save_for_backward(hidden_MH, weight_VH, bias_V, targets_M, log_sums_M)
-        ctx.transform, ctx.chunk_rows = transform, chunk_rows
+        ctx.kept = None
+        for rows, logits_CV, slope_CV in chunks:
+            logps_M[rows], log_sums_M[rows], sums_C1 = _softmax_sums(logits_CV, targets_M[rows, None])
+            ctx.kept = (rows, logits_CV, sums_C1, slope_CV)
+        ctx.save_for_backward(hidden_MH, chunks.weight_VH, bias_V, targets_M, log_sums_M)
+        ctx.transform, ctx.chunk_rows, ctx.weight_dtype = transform, chunk_rows, weight_VH.dtype
         return logps_M
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *by_logps: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
         hidden_MH, weight_VH, bias_V, targets_M, log_sums_M = ctx.saved_tensors
-        makes = (hidden_MH, weight_VH, bias_V)
-        by_hidden_MH, by_weight_VH, by_bias_V = (
-            torch.zeros_like(tensor) if needed else None
-            for tensor, needed in zip(makes, ctx.needs_input_grad[:3], strict=True)
-        )
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        by_hidden_MH = torch.empty_like(hidden_MH) if needs_hidden else None
+        by_bias_V = torch.zeros_like(bias_V) if needs_bias else None
+        by_weight_VH: Tensor | None = None
+
+        def add(rows: slice, by_logits_CV: Tensor, slope_CV: Tensor | None) -> None:
+            """Add a chunk, given -softmax x (d loss / d log p)."""
+            nonlocal by_weight_VH
+            by_logits_CV.scatter_add_(1, targets_M[rows, None], by_logps[0][rows, None])
+            by_logits_CV.mul_(ctx.transform.scale if slope_CV is None else slope_CV)
+            if by_bias_V is not None:
+                by_bias_V.add_(by_logits_CV.sum(dim=0))
+            factor_CV = by_logits_CV.to(hidden_MH.dtype)
+            if by_hidden_MH is not None:
+                torch.mm(factor_CV, weight_VH, out=by_hidden_MH[rows])
+            if not needs_weight:
+                return
+            if by_weight_VH is None:
+                by_weight_VH = torch.mm(factor_CV.t(), hidden_MH[rows]).to(ctx.weight_dtype)
+            elif by_weight_VH.dtype == factor_CV.dtype:
+                torch.addmm(by_weight_VH, factor_CV.t(), hidden_MH[rows], out=by_weight_VH)
+            else:  # float32 masters under bfloat16
+                by_weight_VH += factor_CV.t() @ hidden_MH[rows]
+
+        num_left, kept, ctx.kept = len(hidden_MH), ctx.kept, None
         with torch.autocast(hidden_MH.device.type, enabled=False):
-            chunks = _Chunks(hidden_MH, weight_VH, bias_V, ctx.transform, ctx.chunk_rows)
-            for rows, logits_CV, slope_CV in chunks:
-                by_logps_C1 = by_logps[0][rows, None]
-                by_logits_CV = logits_CV.sub_(log_sums_M[rows, None]).exp_().mul_(-by_logps_C1)
-                by_logits_CV.scatter_add_(1, targets_M[rows, None], by_logps_C1)
-                by_logits_CV.mul_(ctx.transform.scale if slope_CV is None else slope_CV)
-                if by_bias_V is not None:
-                    by_bias_V += by_logits_CV.sum(dim=0)
-                factor_CV = by_logits_CV.to(hidden_MH.dtype)
-                if by_hidden_MH is not None:
-                    torch.mm(factor_CV, chunks.weight_VH, out=by_hidden_MH[rows])
-                if by_weight_VH is None:
-                    continue
-                if by_weight_VH.dtype == factor_CV.dtype:
-                    torch.addmm(by_weight_VH, factor_CV.t(), hidden_MH[rows], out=by_weight_VH)
-                else:  # float32 masters under bfloat16
-                    by_weight_VH += factor_CV.t() @ hidden_MH[rows]
+            if kept is not None:
+                rows, exps_CV, sums_C1, slope_CV = kept
+                add(rows, exps_CV.mul_(-by_logps[0][rows, None] / sums_C1), slope_CV)
+                num_left = rows.start
+                del kept, exps_CV, slope_CV  # before the next chunk takes as much memory
+            for rows, logits_CV, slope_CV in _Chunks(
+                hidden_MH[:num_left], weight_VH, bias_V, ctx.transform, ctx.chunk_rows
+            ):
+                softmax_CV = logits_CV.sub_(log_sums_M[rows, None]).exp_()
+                add(rows, softmax_CV.mul_(-by_logps[0][rows, None]), slope_CV)
+        if needs_weight and by_weight_VH is None:  # no row at all
+            by_weight_VH = torch.zeros_like(weight_VH, dtype=ctx.weight_dtype)
         return by_hidden_MH, by_weight_VH, by_bias_V, None, None, None
+
+
+def tied_embedding(model: nn.Module, head: nn.Module) -> nn.Embedding | None:
+    """Return the plain embedding whose weight is that of this linear head, where `tied_rows` serves it.
+
+    That is: the weight trains, whole, in float32 at least, on a CPU. `index_add_` adds in a fixed order there, and in
+    bfloat16 it would round at each token.
+    """
+    if not is_linear(head) or type(head.weight) is not nn.Parameter:  # sharded and quantised ones are subclasses
+        return None
+    weight = head.weight
+    whole = weight.dim() == 2 and weight.dtype in (torch.float32, torch.float64) and weight.device.type == "cpu"
+    if not (whole and weight.requires_grad):
+        return None
+    for module in model.modules():
+        if type(module) is nn.Embedding and module.weight is weight:
+            plain = module.max_norm is None and not module.scale_grad_by_freq and not module.sparse
+            return module if plain and weight.shape == (module.num_embeddings, module.embedding_dim) else None
+    return None
+
+
+def tied_rows(embedding: nn.Embedding, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the embeddings of `ids`, (*, H), and the weight for the head that is tied to them.
+
+    The gradient of that weight, (V, H), comes back here, and what the embeddings add to it is added in place: autograd
+    alone would make a second (V, H) for them, of zeros but for the rows of `ids`, and add the two.
+    """
+    rows, weight = _TiedRows.apply(embedding.weight, ids, embedding.padding_idx)  # type: ignore[no-untyped-call]
+    return rows, weight
+
+
+class _TiedRows(torch.autograd.Function):
+    """What `tied_rows` returns; once differentiable."""
+
+    @staticmethod
+    def forward(ctx: Any, weight_VH: Tensor, ids: Tensor, padding: int | None) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(ids)
+        ctx.set_materialize_grads(False)
+        ctx.padding, ctx.shape = padding, weight_VH.shape
+        return functional.embedding(ids, weight_VH), weight_VH.detach()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, by_rows: Tensor | None, by_weight_VH: Tensor | None) -> tuple[Tensor | None, None, None]:
+        if by_rows is not None:
+            ids_T, by_rows_TH = ctx.saved_tensors[0].flatten(), by_rows.flatten(0, -2)
+            if ctx.padding is not None:  # the embedding of this token does not train
+                kept = ids_T != ctx.padding
+                ids_T, by_rows_TH = ids_T[kept], by_rows_TH[kept]
+            if by_weight_VH is None:
+                by_weight_VH = by_rows.new_zeros(ctx.shape)
+            by_weight_VH.index_add_(0, ids_T, by_rows_TH)
+        return by_weight_VH, None, None

@@ -19,7 +19,15 @@ from torch import Tensor, nn
 
 from bfpo.core.errors import ModelError, SettingError
 from bfpo.policy.attention import LAYOUT, PREFIX
-from bfpo.policy.head import CHUNK_ROWS, LogitTransform, at_least_float32, head_logps
+from bfpo.policy.head import (
+    CHUNK_ROWS,
+    LogitTransform,
+    at_least_float32,
+    head_logps,
+    is_linear,
+    tied_embedding,
+    tied_rows,
+)
 
 __all__ = [
     "Reduction",
@@ -95,9 +103,11 @@ class _HeadHooks:
 
     The head is reached inside the forward pass of whatever wraps the model, where sharded weights are whole. Its input
     is gathered at `source` and taken from it; the head itself then runs on no row. The log-probs pass out as the
-    output of the head and of the model, so that wrappers that attach backward hooks to outputs see them.
+    output of the head and of the model, so that wrappers that attach backward hooks to outputs see them. An embedding
+    tied to a head that trains shares its gradient (`tied_rows`).
 
-    Hooks cannot pass values to each other, so `_logps` (M,) holds them during the pass; an object is for one pass.
+    Hooks cannot pass values to each other, so `_logps` (M,) holds them during the pass, and `_weight` (V, H) the weight
+    for a tied head; an object is for one pass.
     """
 
     source: Tensor
@@ -105,32 +115,55 @@ class _HeadHooks:
     transform: LogitTransform
     chunk_rows: int
     _logps: Tensor | None = field(default=None, init=False)
+    _weight: Tensor | None = field(default=None, init=False)
+    _in_head: ExitStack = field(default_factory=ExitStack, init=False)
 
     @contextmanager
     def on(self, causal_lm: Any) -> Iterator[None]:
         head = causal_lm.get_output_embeddings()
         if not isinstance(head, nn.Module):
             raise ModelError(f"{type(causal_lm).__name__} has no output head; a causal LM with one is needed")
+        embedding = tied_embedding(causal_lm, head)
         with ExitStack() as stack:
+            if embedding is not None:
+                stack.callback(embedding.register_forward_hook(self._leave_embedding, prepend=True).remove)
             for hook in (  # in the order in which they run
                 head.register_forward_pre_hook(self._enter_head),  # after the hooks that make sharded weights whole
-                head.register_forward_hook(self._leave_head, prepend=True),
+                head.register_forward_hook(self._leave_head, prepend=True, always_call=True),
                 head.register_forward_hook(self._see_output),  # after wrappers have put their own on it
                 causal_lm.register_forward_hook(self._leave_model, prepend=True),
             ):
                 stack.callback(hook.remove)
             yield
 
+    def _leave_embedding(self, embedding: nn.Embedding, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        """Look the rows up again, so that their gradient is added to that of the head."""
+        if not (inputs and output.requires_grad):  # also without gradient: the first pass of a reentrant checkpoint
+            return None
+        rows, self._weight = tied_rows(embedding, inputs[0])
+        return rows
+
     def _enter_head(self, head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
         """Compute the log-probs from the hidden states, (1, T, H) or (N, T, H), and give the head none of them."""
         hidden = inputs[0]
         hidden_MH = hidden.flatten(0, -2)[self.source]
-        self._logps = head_logps(head, hidden_MH, self.targets, transform=self.transform, chunk_rows=self.chunk_rows)
-        # Not even one row: under autocast its product alone would copy the whole weight.
-        return (hidden[:1, :0].detach(),)
+        self._logps = head_logps(
+            head,
+            hidden_MH,
+            self.targets,
+            transform=self.transform,
+            chunk_rows=self.chunk_rows,
+            weight=self._weight,
+        )
+        if not is_linear(head):
+            return (hidden[:1, :0].detach(),)
+        # Autocast would cast the whole weight even for no row.
+        self._in_head.enter_context(torch.autocast(hidden.device.type, enabled=False))
+        return (hidden.new_empty((1, 0, hidden.shape[-1]), dtype=head.weight.dtype),)
 
     def _leave_head(self, head: nn.Module, inputs: Any, output: Any) -> Any:
-        """Replace the empty logits by the log-probs."""
+        """Replace the empty logits by the log-probs; also called where the head fails, as autocast must come back."""
+        self._in_head.close()
         return self._logps
 
     def _see_output(self, head: nn.Module, inputs: Any, output: Any) -> None:

@@ -289,10 +289,8 @@ def _beyond(some: _Pairs, method: Method) -> str:
     if not _are_beyond(some) or np.isnan(some.asked).any():
         return ""
     lacking = -some.favoured_logps
-    by = float(
-        np.median(some.asked / np.maximum(lacking, 1e-6))
-    )  # of that many times the beta half of them are within reach
-    beta = _round_up(method.beta * by)
+    # At that beta half of them are within reach.
+    beta = _round_up(method.beta * float(np.median(some.asked / np.maximum(lacking, 1e-6))))
     asks = "the target is beyond reach: it asks for" if method.squared else (
         "the loss pulls beyond reach: its slope is a tenth of the first only at"
     )  # fmt: skip
@@ -369,10 +367,8 @@ def forecast_lines(found: ForecastFile) -> list[str]:
     """Return the table as aligned lines; the warning is not among them."""
     title, columns, rows = forecast_table(found)
     asks = "the target asks" if found.has_target else "the margin where the slope is a tenth"
-    legend = (
-        f"level: needs nothing; short: needs more than {asks}; beyond: has less to gain than that; at target: from "
-    )
-    return [title, *aligned(columns, rows), legend + "the start, or dropped"]
+    legend = f"level: needs nothing; short: needs more than {asks}; beyond: has less to gain than that"
+    return [title, *aligned(columns, rows), f"{legend}; at target: from the start, or dropped"]
 
 
 def write_forecast(

@@ -34,7 +34,7 @@ def remarks_on(
     rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], probe: ProbeFile | None = None
 ) -> list[Remark]:
     """Return the remarks on a run from its rows of metrics, its settings and its probe, the last one the weightiest."""
-    found = [*_loss(rows), *_streams(rows, settings, probe), *_favoured(rows, settings)]
+    found = [*_loss(rows, probe), *_streams(rows, settings, probe), *_favoured(rows, settings)]
     return [*found, *(_behaviour(probe) if probe is not None and probe.rows else ())]
 
 
@@ -54,7 +54,7 @@ def _num_kept(row: Mapping[str, Any], stream: str) -> int:
     return int(row[f"{stream}/num_pairs"]) - int(row.get(f"{stream}/dropped_pairs", 0))
 
 
-def _loss(rows: Sequence[Mapping[str, Any]]) -> Iterator[Remark]:
+def _loss(rows: Sequence[Mapping[str, Any]], probe: ProbeFile | None) -> Iterator[Remark]:
     """Compare the same rows: of pairs with what they have at margin 0, of completions by `sample_loss` at both ends."""
     starts, losses = (
         [row[key] for row in rows for key in (f"main/{name}", f"buffer/{name}") if key in row]
@@ -79,6 +79,7 @@ def _loss(rows: Sequence[Mapping[str, Any]]) -> Iterator[Remark]:
         )
     elif part > FELL_TO:
         moved = min(_drift(rows, stream) for stream in STREAMS) <= MISLEADING_DRIFT
+        moved |= probe is not None and bool(_one_answer(probe))
         more = "" if moved else "raise learning_rate or the number of steps, or "
         yield Remark(
             "learned_nothing",
