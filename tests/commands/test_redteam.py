@@ -24,7 +24,7 @@ from bfpo.judges.needless import read_answers
 from bfpo.judges.panel import panel_verdict
 from bfpo.judges.refusals import read_refusal
 from bfpo.runs.stages import preview_stage, run_stage
-from bfpo.suites.coherence import Reading
+from bfpo.suites.coherence import Reading, reader_of
 from bfpo.world.datasets import redteam_prompts, save_tokenizer, sft_completions
 from bfpo.world.oracle import assess
 from bfpo.world.world import prompt_text, topics
@@ -287,7 +287,10 @@ def test_harmless_prompts_alone_make_a_buffer(world: Path, tmp_path: Path, capsy
         RedteamConfig, None, [f"model={model}", f"harmless={run / 'harmless'}", f"start={run / 'start'}"]
     )
     assert "temperature: the first of" not in preview_stage("redteam", again)
-    run_stage("redteam", again, tmp_path / "again")
+    with patch("bfpo.commands.redteam.reader_of", wraps=reader_of) as opened:
+        run_stage("redteam", again, tmp_path / "again")
+    calibrated = [set(call.args[1]) for call in opened.call_args_list]  # the start's answers on all prompts, too
+    assert [len(prompts) for prompts in calibrated] == [40, 40]
     assert json.loads((tmp_path / "again" / "redteam.json").read_text())["harmless"] == record["harmless"]
     assert {path.name for path in (tmp_path / "again").iterdir() if path.is_dir()} == {"data"}
 

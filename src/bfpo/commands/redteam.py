@@ -33,7 +33,7 @@ from bfpo.config.label import LabelCoherence
 from bfpo.core.console import show
 from bfpo.core.errors import BfpoError, DataError, ModelError, SettingError
 from bfpo.core.records import load
-from bfpo.core.schema import Completion, Prompt
+from bfpo.core.schema import Completion, Message, Prompt
 from bfpo.data.prompts import read_prompt_files
 from bfpo.data.read import read_completions
 from bfpo.data.split import part_of
@@ -212,9 +212,11 @@ def _no_buffer_pair(needless: Mapping[str, int]) -> str:
     return f"{found}, none that complies to a prompt that is refused; set start to a model that answers them"
 
 
-def _incoherent(config: RedteamConfig, completions: Sequence[Completion]) -> list[bool]:
+def _incoherent(
+    config: RedteamConfig, completions: Sequence[Completion], prompts: Sequence[tuple[Message, ...]] | None
+) -> list[bool]:
     """Return whether each completion is no coherent text; the likelihood under a model that is here counts too."""
-    prompts = [one.prompt for one in completions]
+    prompts = [one.prompt for one in completions] if prompts is None else prompts
     with reader_of(_coherence(config), prompts, config.executor, config.threads) as reader:
         return [read.coherent is False for read in reader.read(completions)]
 
@@ -325,12 +327,15 @@ def _start_answers(config: RedteamConfig, folder: RunFolder, answers: Sequence[R
             keys["revision"] = config.start_revision
         asked = _generate(config, **keys, num_completions=1, temperature=0.0)
         made = _run("generate", asked, folder.path / START).path / COMPLETIONS
-    return _read_answers(config, made)
+    return _read_answers(config, made, [one.completion.prompt for one in answers])
 
 
-def _read_answers(config: RedteamConfig, file: Path) -> list[ReadAnswer]:
+def _read_answers(
+    config: RedteamConfig, file: Path, prompts: Sequence[tuple[Message, ...]] | None = None
+) -> list[ReadAnswer]:
+    """Return the answers with their refusals and coherence, which is calibrated on their own prompts or the given."""
     completions = read_completions(file, thinking=config.thinking)
-    return read_answers(completions, _incoherent(config, completions))
+    return read_answers(completions, _incoherent(config, completions, prompts))
 
 
 # ------------------------------------------------------------------------------------------------------ the stages
