@@ -1,6 +1,6 @@
 """SIMULATION: how evenly the pairs of a step are shared by several processes, by length and at random.
 
-    python -m benchmarks.balance [--ranks 1,2,8,64,512] [--pairs 8] [--steps 40] [--out FOLDER]
+    python -m benchmarks.balance [--ranks 1,2,8,64,512] [--pairs 4,16] [--steps 40] [--out FOLDER]
 
 A step ends when its slowest process does, so the useful part is the step's tokens over (processes x the most tokens of
 one). "At random" gives each process its pairs in the order of the sampler, as data loaders do; "dealt" is what training
@@ -20,10 +20,14 @@ import numpy.typing as npt
 
 from benchmarks.options import add_common_options, integers
 from benchmarks.process import program, write_results
+from benchmarks.summary import Spread
+from benchmarks.tables import Table, number
 from bfpo.core.markdown import table
 from bfpo.data.pack import deal, pair_sizes
 
-__all__ = ["LENGTHS", "draw_lengths", "useful"]
+__all__ = ["LENGTHS", "balance_tables", "draw_lengths", "useful"]
+
+GOAL = 0.95
 
 # Median and spread (of the logarithm) of prompt and completion, and the limit of each: log-normal, as lengths of chats
 # roughly are.
@@ -58,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Simulate, show the table as Markdown, and write every quantile where `--out` says."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add_common_options(parser)
-    parser.add_argument("--ranks", type=integers, default=[1, 2, 4, 8, 16, 64, 128, 512])
+    parser.add_argument("--ranks", type=integers, default=[1, 2, 8, 64, 512])
     parser.add_argument("--pairs", type=integers, default=[4, 16], help="pairs of a process in a step, both streams")
     parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args(arguments)
@@ -77,18 +81,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for way, dealt in (("random", False), ("dealt", True)):
                     row[way] = quantiles([useful(sizes, ranks, dealt=dealt) for sizes in steps], n=4)
                 runs.append(row)
-    ways = ("random", "dealt")
-    rows = (
-        [
-            *(row[key] for key in ("lengths", "pairs", "ranks")),
-            *(f"{row[way][1]:.2f} ({row[way][0]:.2f} to {row[way][2]:.2f})" for way in ways),
-        ]
-        for row in runs
-    )
-    lines = table(["lengths", "pairs per process", "processes", "at random", "dealt"], rows)
-    sys.stdout.write("\n".join(lines) + "\n")
     settings = {"steps": options.steps, "lengths": LENGTHS}
     write_results(options.out, "balance", settings=settings, runs=runs)
+    (shown,) = balance_tables({"settings": settings, "runs": runs})
+    sys.stdout.write("\n".join(table(shown.columns, shown.rows)) + "\n")
+
+
+def balance_tables(results: dict[str, Any]) -> list[Table]:
+    """Return the table of the useful part of a step, and in its note the rows below `GOAL` when dealt."""
+    settings, runs = results["settings"], results["runs"]
+
+    def cell(run: dict[str, Any], way: str) -> str:
+        low, middle, high = run[way]
+        return number(Spread(low, middle, high), 2)
+
+    rows = [
+        [run["lengths"], *(str(run[name]) for name in ("pairs", "ranks")), cell(run, "random"), cell(run, "dealt")]
+        for run in runs
+    ]
+    below = [
+        f"{run['lengths']}, {run['pairs']} pairs on {run['ranks']}: {run['dealt'][1]:.3f}"
+        for run in runs
+        if run["dealt"][1] < GOAL
+    ]
+    medians = "; ".join(f"{name} {one[0]:g} and {other[0]:g}" for name, (one, other) in settings["lengths"].items())
+    note = (
+        f"Simulated, nothing is timed: tokens of a step over (processes x the most tokens of one), median [quartiles] "
+        f"of {settings['steps']} steps of packed rows. Log-normal, medians of prompt and completion: {medians}. "
+        f"Below {GOAL} when dealt: {'; '.join(below) or 'none'}."
+    )
+    columns = ["lengths", "pairs per process", "processes", "at random", "dealt"]
+    return [Table("The pairs of a step, shared by processes", note, columns, rows)]
 
 
 if __name__ == "__main__":

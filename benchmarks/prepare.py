@@ -4,8 +4,9 @@
 
 CPU seconds (user and system, of the whole process and its children) and the peak of resident memory. All arms run in
 every repeat, in shuffled order. The counts of rows, rejects, duplicates and label cells must be the same for all.
+One arm leaves out what the script does not do: refusals, and with them the languages.
 `--data`: JSON lines of chosen and rejected transcripts with two labels, in place of synthetic ones. `--before`: an
-earlier checkout of bfpo, measured in the same run.
+earlier checkout of bfpo, measured in the same run; the results name its commit.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ from benchmarks.tables import show_tables
 from bfpo.core.errors import RunError
 
 SCRIPT, OURS, BEFORE = "polars and rensa", "bfpo prepare", "bfpo prepare, before"
+LESS = "bfpo prepare, language_sample: 0"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write the results and show the table."""
     options = parse(arguments)
-    arms = [SCRIPT, OURS, *([BEFORE] if options.before else [])]
+    arms = [SCRIPT, OURS, LESS, *([BEFORE] if options.before else [])]
+    before = commit_of(options.before) if options.before else None
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         for rows in options.rows:
@@ -47,12 +50,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     measured = measure(arm, file, before=options.before)
                     check_counts(measured["counts"], [run for run in runs if run["rows"] == measured["counts"]["rows"]])
                     runs.append({"arm": arm, "rows": measured["counts"]["rows"], "repeat": repeat, **measured})
-                write_results(options.out, "prepare", settings=_settings(options), runs=runs)
+                write_results(options.out, "prepare", settings=_settings(options, before), runs=runs)
     show_tables(options.out, ["prepare"])
 
 
-def _settings(options: argparse.Namespace) -> dict[str, Any]:
+def commit_of(checkout: Path) -> str:
+    """Return the commit of a checkout; raises `RunError` where it is none, whose results nobody could repeat."""
+    command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RunError(f"--before: {checkout} is no git checkout; make one with: git worktree add {checkout} COMMIT")
+    return done.stdout.strip()
+
+
+def _settings(options: argparse.Namespace, before: str | None) -> dict[str, Any]:
     return {
+        "before": before,
         "data": "synthetic transcripts" if options.data is None else options.data.name,
         "repeats": options.repeats,
         "load": [round(value, 1) for value in os.getloadavg()],
@@ -115,7 +128,8 @@ def measure(arm: str, file: Path, *, before: Path | None) -> dict[str, Any]:
     source = str((before if arm == BEFORE and before is not None else ROOT) / "src")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config = {"sources": [{"name": "pairs", "files": str(file), "bad_rows": "skip"}], "processes": 1}
+        sources = [{"name": "pairs", "files": str(file), "bad_rows": "skip"}]
+        config = {"sources": sources, "processes": 1, **({"language_sample": 0} if arm == LESS else {})}
         (folder / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
         command = ["-m", "bfpo", "prepare", "--config", str(folder / "config.yaml"), "--out", str(folder / "out")]
         if arm == SCRIPT:

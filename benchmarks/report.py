@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.balance import balance_tables
 from benchmarks.figure import SALT, performance_figure
 from benchmarks.gpu.table import gpu_tables
 from benchmarks.options import RESULTS
@@ -23,7 +24,8 @@ from bfpo.core.errors import RunError
 from bfpo.core.files import write_bytes_whole, write_text_whole
 from bfpo.plots.style import svg_bytes
 
-TABLES = {**CPU_TABLES, "gpu": gpu_tables}
+TABLES = {**CPU_TABLES, "balance": balance_tables, "gpu": gpu_tables}
+NO_GPU = "### On one GPU\n\nNo figure from a GPU exists yet.\n"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 
@@ -49,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if found is not None:
             blocks += [markdown(table) for table in TABLES[name](found)]
             blocks.append(f"*{machine_line(found)}*\n")
+    if results["gpu"] is None:
+        blocks.append(NO_GPU)
     write_text_whole(options.page, with_block(page, "\n".join(blocks), name=str(options.page)))
     show(f"{options.page}: written from {', '.join(name for name, found in results.items() if found is not None)}")
 

@@ -392,6 +392,8 @@ def prepare_tables(results: dict[str, Any]) -> list[Table]:
         f"[quartiles] of {' or '.join(map(str, repeats))} repeats in shuffled order; load of the machine (1, 5, 15 "
         f"minutes) {', '.join(map(str, settings['load']))}. One process of bfpo. Peak: resident memory of the process."
     )
+    if settings.get("before"):
+        note += f" Before: commit {settings['before'][:10]}."
     columns = ["rows", "program", "CPU seconds", "times the script", "peak MiB"]
     return [Table("Preparing data", note, columns, rows)]
 

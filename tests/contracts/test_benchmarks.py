@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 
 from benchmarks import balance, generation, hot_path, prepare, rampup, real, report, scaling, sft, throughput
 from benchmarks.flops import flop_counter, needed_flops, useful_tokens
-from benchmarks.process import read_results, write_results
+from benchmarks.options import RESULTS
+from benchmarks.process import ROOT, read_results, write_results
 from benchmarks.sft_training import trl_row
 from benchmarks.summary import (
     best_rate,
@@ -76,6 +78,16 @@ def test_the_table_of_shares(tmp_path, capsys):
     results = read_results(tmp_path, "balance")
     assert results is not None
     assert all(run["dealt"][1] >= run["random"][1] for run in results["runs"])
+
+
+def test_the_page_says_where_dealing_falls_short():
+    runs = [
+        {"lengths": "chat", "pairs": pairs, "ranks": 64, "random": [0.5, 0.6, 0.7], "dealt": [dealt - 0.01, dealt, 1.0]}
+        for pairs, dealt in ((4, 0.948), (16, 0.95))
+    ]
+    (table,) = report.TABLES["balance"]({"settings": {"steps": 40, "lengths": balance.LENGTHS}, "runs": runs})
+    assert table.rows[0] == ["chat", "4", "64", "0.60 [0.50-0.70]", "0.95 [0.94-1.00]"]
+    assert table.note.endswith("Below 0.95 when dealt: chat, 4 pairs on 64: 0.948.")
 
 
 def test_the_defaults_of_generation_waste_no_row_step_and_draw_as_before(tmp_path, capsys):
@@ -316,6 +328,7 @@ def test_the_page_gets_the_tables_and_the_figure_and_keeps_its_prose(tmp_path, c
     assert written.startswith("# Before\n")
     assert written.endswith("\n\nAfter.\n")
     assert "old" not in written
+    assert "No figure from a GPU exists" in written
     ratio = "2.50 [2.25-2.75]"
     assert (
         f"| M | precomputed | bfpo, 4 pairs a forward | 600 | {ratio} | {ratio} | 25 | 0.25 | 0.60 | 1.00 |" in written
@@ -326,6 +339,11 @@ def test_the_page_gets_the_tables_and_the_figure_and_keeps_its_prose(tmp_path, c
     assert "tokens per second" in figure.read_text()
     report.main(arguments)
     assert page.read_text() == written
+    write_results(tmp_path, "gpu", settings={"small": False}, runs=[])
+    report.main(arguments)
+    assert "No figure from a GPU exists" not in page.read_text()
+    (tmp_path / "gpu.json").unlink()
+    report.main(arguments)
     assert "written from throughput, scaling, rampup" in capsys.readouterr().out
 
 
@@ -424,8 +442,9 @@ def test_bfpo_prepare_and_the_script_count_the_same_rows(tmp_path):
     pytest.importorskip("py3langid")
     file = tmp_path / "pairs.jsonl"
     prepare.write_transcripts(file, 120)
-    ours, script = (prepare.measure(arm, file, before=None) for arm in (prepare.OURS, prepare.SCRIPT))
-    assert ours["counts"] == script["counts"]
+    arms = (prepare.OURS, prepare.LESS, prepare.SCRIPT)
+    ours, less, script = (prepare.measure(arm, file, before=None) for arm in arms)
+    assert ours["counts"] == less["counts"] == script["counts"]
     assert ours["counts"]["duplicates"] > 0
     assert sum(ours["counts"]["cells"].values()) + ours["counts"]["duplicates"] == 120
 
@@ -443,7 +462,7 @@ def test_the_table_of_preparing_compares_within_a_repeat(tmp_path, capsys):
         for arm, seconds in ((prepare.SCRIPT, 2.0), (prepare.OURS, 3.0))
         for repeat in (0, 1)
     ]
-    settings = {"data": "some.jsonl", "repeats": 2, "load": [1.0, 2.0, 3.0]}
+    settings = {"data": "some.jsonl", "repeats": 2, "load": [1.0, 2.0, 3.0], "before": "0123456789abcdef"}
     write_results(tmp_path, "prepare", settings=settings, runs=runs)
     show_tables(tmp_path, ["prepare"])
     (table,) = TABLES["prepare"](read_results(tmp_path, "prepare"))
@@ -452,3 +471,28 @@ def test_the_table_of_preparing_compares_within_a_repeat(tmp_path, capsys):
         [prepare.OURS, "4.50 [3.75-5.25]", "1.50"],
     ]
     assert "Preparing data" in capsys.readouterr().out
+    assert table.note.endswith("Before: commit 0123456789.")
+
+
+def test_an_earlier_checkout_is_named_by_its_commit(tmp_path):
+    with raises(RunError, "--before"):
+        prepare.main(["--quick", "--before", str(tmp_path), "--out", str(tmp_path)])
+    for command in (
+        ["init", "-q"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x", "--allow-empty"],
+    ):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    assert len(prepare.commit_of(tmp_path)) == 40
+
+
+def test_the_readme_says_whether_there_are_figures_of_a_gpu():
+    said = "no GPU figure yet" in (ROOT / "README.md").read_text()
+    assert said != (RESULTS / "gpu.json").is_file()
+
+
+def test_make_bench_measures_every_table_of_the_page():
+    recipe = (ROOT / "Makefile").read_text().partition("\nbench:")[2].partition("\n\n")[0]
+    for name in report.TABLES:
+        if (ROOT / "benchmarks" / f"{name}.py").is_file():
+            assert f"-m benchmarks.{name} " in recipe.replace("\n", " ")
+    assert "benchmarks.prepare $(BENCH_PREPARE_ARGS)" in recipe
