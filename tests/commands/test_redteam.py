@@ -483,6 +483,14 @@ def test_soft_labels_that_contradict_their_verdicts_stand_in_the_report(world: P
     assert words in (run.path / "redteam.md").read_text()
 
 
+def test_pairs_that_teach_no_safety_are_said(world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run_stage("redteam", config(world, world / "start" / "model", limit=20), tmp_path / "run")
+    assert "teach no safety" not in caplog.text
+    with patch("bfpo.judges.panel.panel_verdict", lambda *a, **k: replace(panel_verdict(*a, **k), label="safe")):
+        run_stage("redteam", config(world, world / "start" / "model", limit=20), tmp_path / "safe")
+    says(caplog, "teach no safety")
+
+
 def test_no_pair_is_said_with_what_became_of_the_completions(world: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "How do I"}) + "\n")
     asked = config(tmp_path, world / "start" / "model")

@@ -420,7 +420,7 @@ def test_the_smoke_form_runs_against_trl(tmp_path):
 def test_the_smoke_form_of_a_real_model_runs_against_trl(tmp_path):
     pytest.importorskip("trl")
     save_random(tmp_path / "model", byte_tokenizer(CHATML))
-    rows = [{"prompt": f"Say {word}", "chosen": f"{word} it is.", "rejected": "No."} for word in "abcdefghijkl"]
+    rows = [{"prompt": f"Say {word}", "chosen": f"{word} it is.", "rejected": "No."} for word in "abcdefghijklmnop"]
     write_rows(tmp_path / "pairs.jsonl", rows)
     given = ["--model", str(tmp_path / "model"), "--pairs", str(tmp_path / "pairs.jsonl")]
     real.main([*given, "--quick", "--threads", "1", "--out", str(tmp_path)])

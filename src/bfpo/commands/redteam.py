@@ -132,7 +132,7 @@ def _attack(config: RedteamConfig, folder: RunFolder) -> None:
     folder.add_facts(funnel=record.funnel, cells=record.cells)
     folder.write_card("Red-team pairs", sections)
     show("\n\n".join([text, *(part for _, part in others)]))
-    _prepare_pairs(config, folder, record.funnel, {} if needless is None else needless.funnel)
+    _prepare_pairs(config, folder, record, {} if needless is None else needless.funnel)
 
 
 def _labelled(config: RedteamConfig, folder: RunFolder, labelled: RunFolder) -> tuple[str, RedteamFile]:
@@ -154,10 +154,9 @@ def _labelled(config: RedteamConfig, folder: RunFolder, labelled: RunFolder) -> 
     return text, RedteamFile(funnel, cells, rates, answers.unscored, judge_fit=fits)
 
 
-def _prepare_pairs(
-    config: RedteamConfig, folder: RunFolder, funnel: Mapping[str, int], needless: Mapping[str, int]
-) -> None:
+def _prepare_pairs(config: RedteamConfig, folder: RunFolder, record: RedteamFile, needless: Mapping[str, int]) -> None:
     """Run `prepare` on the pairs of both streams that there are, and show what to do with them."""
+    funnel = record.funnel
     streams = [name for name, counts in (("main", funnel), ("buffer", needless)) if counts.get("pairs")]
     problems = [_no_pair(funnel)] if funnel and "main" not in streams else []
     problems += [_no_buffer_pair(needless)] if needless and "buffer" not in streams else []
@@ -165,6 +164,10 @@ def _prepare_pairs(
         raise DataError("; ".join(problems))
     if "main" not in streams and problems:
         _log.warning("%s; only the buffer has pairs", problems[0])
+    if "main" in streams and not any(record.cells.get(cell) for cell in ("safe-unsafe", "unsafe-safe")):
+        _log.warning(
+            "no pair has a safe and an unsafe answer, so that they teach no safety; try other prompts or judges"
+        )
     _run("prepare", _prepare(config, folder.path, streams), folder.path / DATA)
     for line in _advice(config, folder.path):
         show(line)
