@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from bfpo.core.schema import Message, Pair, Role
-from bfpo.data import pair_layouts
+from bfpo.core.schema import Message, Pair
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.rejects import RowError
 from messages import raises
@@ -98,40 +97,6 @@ def test_hh_transcripts() -> None:
     assert pair.prompt == (Message("user", "one\n\ntwo"), Message("assistant", "three"), Message("user", "four"))
     assert (pair.chosen, pair.rejected, pair.chosen_is_safe) == ("Human: odd", "b", None)
     assert PAIR_LAYOUTS.detect(row) is PAIR_LAYOUTS["hh"]
-
-
-@pytest.mark.parametrize(
-    ("rejected", "splits"),
-    [
-        ("\n\nHuman: q\n\nAssistant: r\n\nHuman: s\n\nAssistant:  b\n\nc ", 1),
-        ("\n\nHuman: q\n\nAssistant: r\n\nHuman: s\n\nAssistant: b\n\nHuman: t\n\nAssistant: c", 2),
-        ("\n\nHuman: q\n\nAssistant: r\n\nHuman: S\n\nAssistant: b", 2),
-        (" Human: q\n\nAssistant: r\n\nHuman: s\n\n\nAssistant: b", 2),
-        ("\n\nHuman: q\n\nAssistant: b", 2),
-    ],
-    ids=["answer", "longer", "question", "spaces", "shorter"],
-)
-def test_a_rejected_transcript_is_split_only_where_its_prompt_is_another_text(
-    rejected: str, splits: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    row = {"chosen": "\n\nHuman: q\n\nAssistant: r\n\nHuman: s\n\nAssistant: a", "rejected": rejected}
-    split: list[str] = []
-    slowly = pair_layouts._turns_of
-    turns = [slowly(row[field], field) for field in ("chosen", "rejected")]
-
-    def counted(value: object, field: str) -> list[tuple[Role, str]]:
-        split.append(field)
-        return slowly(value, field)
-
-    monkeypatch.setattr(pair_layouts, "_turns_of", counted)
-    if turns[0][:-1] == turns[1][:-1]:
-        pair = parse("hh", row)
-        assert [(turn.role, turn.content) for turn in pair.prompt] == turns[0][:-1]
-        assert [("assistant", pair.chosen), ("assistant", pair.rejected)] == [turns[0][-1], turns[1][-1]]
-    else:
-        with raises(RowError):
-            parse("hh", row)
-    assert len(split) == splits
 
 
 PKU_ALL: dict[str, Any] = {

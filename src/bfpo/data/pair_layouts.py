@@ -40,7 +40,6 @@ _COMPLETIONS, _LABELS = ("chosen", "rejected"), ("chosen_is_safe", "rejected_is_
 _OURS = ("prompt", *_COMPLETIONS, *_LABELS)
 _PKU_HARMS = ("response_0_harm_category", "response_1_harm_category")
 _TURN = re.compile(r"\n\n(Human|Assistant):")
-_ANSWER = "\n\nAssistant:"
 _HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 _HELPSTEER_ROLES: dict[str, Role] = {"User": "user", "Assistant": "assistant"}
 _NO_PROMPT = "a row without a column prompt needs (columns: {prompt: question} takes it from the column question)"
@@ -150,8 +149,7 @@ def pku_pair(row: Columns) -> Pair:
 )
 def hh_pair(row: Columns) -> Pair:
     """HH-RLHF's transcripts: the last assistant turn of each is the completion, the turns before must be the same."""
-    chosen = _turns_of(value_of(row, "chosen"), "chosen")
-    rejected = _other_ending(row, chosen) or _turns_of(value_of(row, "rejected"), "rejected")
+    chosen, rejected = (_turns_of(value_of(row, field), field) for field in _COMPLETIONS)
     for field, turns in zip(_COMPLETIONS, (chosen, rejected), strict=True):
         if turns[-1][0] != "assistant":
             raise RowError(field, "the transcript does not end with the assistant", turns[-1][0])
@@ -160,20 +158,6 @@ def hh_pair(row: Columns) -> Pair:
     labels = (label_of(row, _LABELS[0]), label_of(row, _LABELS[1]))
     prompt = tuple([Message(*turn) for turn in chosen[:-1]])
     return pair_of(row, prompt, chosen[-1][1], rejected[-1][1], labels)
-
-
-def _other_ending(row: Columns, chosen: list[tuple[Role, str]]) -> list[tuple[Role, str]] | None:
-    """Return the turns of a rejected transcript that differs from the chosen one in the last answer alone, as most do.
-
-    Only one of the two is split then. `None` for any other.
-    """
-    one, other = row["chosen"], row.get("rejected")
-    if not isinstance(one, str) or not isinstance(other, str) or chosen[-1][0] != "assistant":
-        return None
-    end = one.rfind(_ANSWER) + len(_ANSWER)
-    if end < len(_ANSWER) or not other.startswith(one[:end]) or _TURN.search(other, end) is not None:
-        return None
-    return [*chosen[:-1], ("assistant", text_of(other, "rejected")[end:].strip())]
 
 
 def transcript_of(value: object, field: str) -> tuple[Message, ...]:
