@@ -27,6 +27,7 @@ def test_short_forms_stand_for_keys(tmp_path: Path) -> None:
         "name": None,
         "model": str(tmp_path / "trained"),
         "threshold": None,
+        "base_model": None,
     }
     assert judge("qwen3guard").source is None
     assert judge("qwen3guard:Qwen/Qwen3Guard-Gen-4B").source == "Qwen/Qwen3Guard-Gen-4B"
