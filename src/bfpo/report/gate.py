@@ -52,8 +52,11 @@ def _line(row: GateCondition) -> str:
 def _title(row: GateCondition) -> str:
     names = ", ".join(row.suites) if len(row.suites) <= _NAMED else f"{len(row.suites)} suites"
     suites = f", {names}" if names else ""
-    kinds = "; ".join(metric_title(name, SUITE_METRICS) for name in row.metrics) if _is_rise(row) else ""
-    return (kinds or _TITLES[row.condition]) + suites
+    kinds = "; ".join(metric_title(name, SUITE_METRICS) for name in row.metrics)
+    declined = kinds and any(name.startswith("refused") for name in row.metrics)
+    if _is_rise(row) or (declined and row.condition == "harmless"):
+        return (kinds or _TITLES[row.condition]) + suites
+    return (f"worst rate ({kinds})" if declined and row.condition == "worst" else _TITLES[row.condition]) + suites
 
 
 def _is_rise(row: GateCondition) -> bool:

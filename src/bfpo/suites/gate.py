@@ -351,7 +351,8 @@ def _too_little(row: GateCondition, centre: float | None, bound: float, limit: f
         else ""
     )
     if centre is None or centre <= limit:
-        return {"reason": words or "the difference itself does not meet the limit, and is not shown to miss it"}
+        missed = "the difference itself does not meet the limit, and is not shown to miss it"
+        return {"reason": "; ".join(filter(None, ("" if centre is None else missed, words))) or missed}
     needed = ceil(row.num_prompts * ((centre - bound) / (centre - limit)) ** 2)
     if words or needed > _MOST_PROMPTS:
         return {"reason": words or "the difference is at the limit: no number of prompts that is worth naming shows it"}
