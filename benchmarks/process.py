@@ -16,7 +16,7 @@ from benchmarks.machine import describe_machine, software
 from bfpo.core.errors import BfpoError, RunError
 from bfpo.core.files import write_text_whole
 
-__all__ = ["ROOT", "in_process", "program", "read_results", "result_file", "worker", "write_results"]
+__all__ = ["ROOT", "in_process", "of_dtype", "program", "read_results", "result_file", "worker", "write_results"]
 
 ROOT = Path(__file__).resolve().parents[1]
 QUIET = {
@@ -46,6 +46,11 @@ def in_process(module: str, values: Mapping[str, Any], *, threads: int, timeout:
             raise RunError(f"{module} failed with {json.dumps(values)}:\n{(done.stdout + done.stderr)[-3000:]}")
         measured: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     return measured
+
+
+def of_dtype(name: str, dtype: str) -> str:
+    """Return the name of the results of a benchmark in a dtype; float32 has the name alone."""
+    return name if dtype == "float32" else f"{name}_{dtype}"
 
 
 def worker(measure: Callable[[dict[str, Any]], dict[str, Any]]) -> None:

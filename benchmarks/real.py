@@ -1,9 +1,9 @@
 """BENCHMARK: training and generation of a real chat model on real pairs, ours against TRL and transformers.
 
-    python -m benchmarks.real --model FOLDER --pairs FILE [--work generation] [--append]
+    python -m benchmarks.real --model FOLDER --pairs FILE [--work generation] [--dtype bfloat16] [--append]
 
-Training on pairs (`down_proj`, reference precomputed) and on their chosen completions (all weights), float32: the same
-ids, order and texts per optimizer step on both sides, the losses compared. Generation: answers of one paragraph to the
+Training on pairs (`down_proj`, reference precomputed) and on their chosen completions (all weights): the same ids,
+order and texts per optimizer step on both sides, the losses compared. Generation: answers of one paragraph to the
 prompts of the pairs, and greedy ones to few prompts. CPU-seconds of the process; within a repeat, which has pairs of
 its own, the order is shuffled.
 """
@@ -25,11 +25,11 @@ import torch
 
 from benchmarks import generation
 from benchmarks.options import add_common_options, integers, thread_count
-from benchmarks.process import in_process, program, read_results, write_results
+from benchmarks.process import in_process, of_dtype, program, read_results, write_results
 from benchmarks.sft import check_same_way
 from benchmarks.sft_training import SftRun, measure
 from benchmarks.tables import show_tables
-from benchmarks.throughput import check_same_work
+from benchmarks.throughput import AGREEMENT, check_same_work
 from benchmarks.training import TrainingRun
 from benchmarks.workload import shape_of
 from bfpo.core.errors import RunError
@@ -38,30 +38,35 @@ from bfpo.data.settings import DataConfig
 from bfpo.data.store import TokenStore, write_tokens
 from bfpo.data.tokenize import PairTokenizer, TokenPair
 from bfpo.policy.load import load_tokenizer
+from bfpo.policy.precision import decoding_dtype
+from bfpo.policy.source import read_config
 
 FILES = {"training": "real", "generation": "real_generation"}  # results of each kind of work
-OPTIONS = {"training": ("steps", "per_step"), "generation": ("num", "few", "max_new_tokens", "batches")}
+OPTIONS = {"training": ("steps", "per_step", "dtype"), "generation": ("num", "few", "max_new_tokens", "batches")}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, check that both sides did the same work, write the results after each repeat, and show the tables."""
     options = parse(arguments)
-    kept = {work: begun(options, work) for work in options.work}
+    files = {work: of_dtype(FILES[work], options.dtype if work == "training" else "float32") for work in options.work}
+    kept = {work: begun(options, work, files[work]) for work in options.work}
     first = 1 + max((run["repeat"] for _, runs in kept.values() for run in runs), default=-1)
     with tempfile.TemporaryDirectory() as folder:
         store = tokenized(options, first + options.repeats, Path(folder))
         for repeat in range(first, first + options.repeats):
             for work, (settings, runs) in kept.items():
                 runs += (training_runs if work == "training" else generation_runs)(options, repeat, store)
-                write_results(options.out, FILES[work], settings=settings, runs=runs)
-    show_tables(options.out, [FILES[work] for work in options.work])
+                write_results(options.out, files[work], settings=settings, runs=runs)
+    show_tables(options.out, list(files.values()))
 
 
-def begun(options: argparse.Namespace, work: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def begun(options: argparse.Namespace, work: str, file: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the settings of a kind of work, and the runs that are added to; raises `RunError` for other settings."""
     settings = {name: getattr(options, name) for name in ("threads", "max_length", *OPTIONS[work])}
     settings |= {"model": Path(options.model).name, "pairs": options.pairs.name}
-    known = read_results(options.out, FILES[work]) if options.append else None
+    if work == "generation":
+        settings["dtype"], _ = decoding_dtype("auto", read_config(options.model).dtype)
+    known = read_results(options.out, file) if options.append else None
     if known is not None and known["settings"] != settings:
         raise RunError(f"--append: {options.out} holds runs with the settings {known['settings']}, not {settings}")
     return settings, [] if known is None else known["runs"]
@@ -79,6 +84,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=2, help="optimizer steps; the first is not timed")
     parser.add_argument("--per-step", type=int, default=4, help="pairs or completions per optimizer step")
     parser.add_argument("--work", nargs="+", choices=FILES, default=list(FILES), help="what to measure")
+    parser.add_argument(
+        "--dtype", choices=tuple(AGREEMENT), default="float32", help="of training; generation: as by default"
+    )
     parser.add_argument(
         "--num", type=int, default=128, help="prompts to answer in a repeat; with 32 no slot is refilled"
     )
@@ -141,6 +149,7 @@ def training_runs(options: argparse.Namespace, repeat: int, store: TokenStore) -
             folder=options.model,
             store=str(store.path),
             cpu_clock=True,
+            half=options.dtype == "bfloat16",
         )
         for trainer in ("bfpo", "trl")
         for num in (size, 1)
@@ -154,6 +163,7 @@ def training_runs(options: argparse.Namespace, repeat: int, store: TokenStore) -
             texts_per_step=size,
             texts_per_forward=num,
             seed=repeat,
+            dtype=options.dtype,
             store=str(store.path),
         )
         for trainer, form, num in (("bfpo", "packed", size), ("trl", "packed", size), ("trl", "padded", 1))
@@ -172,8 +182,8 @@ def training_runs(options: argparse.Namespace, repeat: int, store: TokenStore) -
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
                 measured = process.submit(measure, run, options.threads).result()
         found.append({**values, **measured})
-    check_same_work(found)
-    check_same_way([run for run in found if run["kind"] == "completions"])
+    check_same_work(found, options.dtype)
+    check_same_way([run for run in found if run["kind"] == "completions"], options.dtype)
     return found
 
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.options import add_common_options, thread_count
-from benchmarks.process import QUIET, program, read_results, write_results
+from benchmarks.process import QUIET, of_dtype, program, read_results, write_results
 from benchmarks.sft_training import SftRun, measure
 from benchmarks.tables import show_tables
-from benchmarks.throughput import AGREEMENT
+from benchmarks.throughput import AGREEMENT, losses_agree
 from benchmarks.workload import MODELS
 from bfpo.core.errors import RunError, TrainingError
 
@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     left_out = ("out", "quick", "models", "repeats", "append")
     settings = {name: value for name, value in vars(options).items() if name not in left_out}
-    known = read_results(options.out, "sft") if options.append else None
+    file = of_dtype("sft", options.dtype)
+    known = read_results(options.out, file) if options.append else None
     if known is not None and known["settings"] != settings:
         raise RunError(f"--append: {options.out} holds runs with the settings {known['settings']}, not {settings}")
     os.environ.update(QUIET, OMP_NUM_THREADS=str(options.threads))
@@ -42,10 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs: list[dict[str, Any]] = [] if known is None else known["runs"]
     for repeat in range(options.repeats):
         found = one_repeat(options, repeat, context)
-        check_same_way(found)
+        check_same_way(found, options.dtype)
         runs += found
-        write_results(options.out, "sft", settings=settings, runs=runs)
-    show_tables(options.out, ["sft"])
+        write_results(options.out, file, settings=settings, runs=runs)
+    show_tables(options.out, [file])
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -53,7 +54,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add_common_options(parser)
     parser.add_argument("--models", nargs="+", default=["S", "M"], help=f"of {', '.join(MODELS)}, or folders of models")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", choices=tuple(AGREEMENT), default="float32")
     parser.add_argument("--repeats", type=int, default=3, help="each with texts of its own")
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps; the first is not timed")
     parser.add_argument("--texts", type=int, default=8, help="texts per optimizer step")
@@ -109,7 +110,7 @@ def one_repeat(options: argparse.Namespace, repeat: int, context: Any) -> list[d
     return found
 
 
-def check_same_way(runs: Sequence[dict[str, Any]]) -> None:
+def check_same_way(runs: Sequence[dict[str, Any]], dtype: str = "float32") -> None:
     """Raise `TrainingError` where runs of one model saw other tokens, took other steps or had other losses."""
     first_of: dict[str, dict[str, Any]] = {}
     for run in runs:
@@ -119,10 +120,9 @@ def check_same_way(runs: Sequence[dict[str, Any]]) -> None:
             raise TrainingError(f"{name}: other tokens or steps than {first['trainer']}")
         moved = max(abs(loss - first["losses"][0]) for loss in first["losses"])
         for step, (loss, other) in enumerate(zip(run["losses"], first["losses"], strict=True), 1):
-            if abs(loss - other) > min(AGREEMENT * abs(other), moved / 20):
+            if asked := losses_agree(loss, other, moved, dtype):
                 raise TrainingError(
-                    f"{name}: the loss of step {step} is {loss:.6f}, that of {first['trainer']} {other:.6f}; they must "
-                    f"agree to {AGREEMENT} and to a twentieth of how far they move ({moved:.2g})"
+                    f"{name}: the loss of step {step} is {loss:.6f}, that of {first['trainer']} {other:.6f}; {asked}"
                 )
 
 

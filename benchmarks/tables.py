@@ -221,7 +221,7 @@ def sft_tables(results: dict[str, Any]) -> list[Table]:
     )
     columns = ["model", "trainer", "tokens per CPU-second", "times TRL packed", "times its best"]
     columns += ["peak above the model, MiB", "of TRL's packed", "activations, MiB", "of TRL's packed"]
-    return [Table("Training on completions", note, columns, rows)]
+    return [Table(f"Training on completions, {settings['dtype']}", note, columns, rows)]
 
 
 def hot_path_tables(results: dict[str, Any]) -> list[Table]:
@@ -309,7 +309,7 @@ def real_tables(results: dict[str, Any]) -> list[Table]:
     loads = [run[key] for run in runs for key in ("load_average", "load") if key in run]
     note = (
         f"{settings['model']}, pairs of {settings['pairs']} of at most {settings['max_length']} tokens, "
-        f"{settings['threads']} thread(s), float32. Median [quartiles] of {num_repeats} repeats "
+        f"{settings['threads']} thread(s), {settings['dtype']}. Median [quartiles] of {num_repeats} repeats "
         f"with pairs of their own: {settings['steps'] - 1} timed optimizer step(s) of {settings['per_step']} pairs "
         f"(`down_proj` trains, the reference is precomputed) or of their chosen completions (all weights train). "
         "Tokens: of prompt and completions once each. "
@@ -317,7 +317,7 @@ def real_tables(results: dict[str, Any]) -> list[Table]:
         f"Load of the machine: {number(spread(loads), 1)}."
     )
     columns = ["work", "program", "tokens per CPU-second", "times the best other", "peak, MiB", "of the best other"]
-    return [Table("A real chat model", note, columns, rows)]
+    return [Table(f"A real chat model, {settings['dtype']}", note, columns, rows)]
 
 
 def _real_arm(run: dict[str, Any]) -> tuple[str, bool, str]:
@@ -360,9 +360,10 @@ def real_generation_tables(results: dict[str, Any]) -> list[Table]:
     few = f"; to {few} prompt(s) greedy ones, so that both make the same tokens" if few else ""
     note = (
         f"{settings['model']}, prompts of pairs of {settings['pairs']} of at most {settings['max_length']} tokens, "
-        f"{settings['threads']} thread(s), float32. Answers of one paragraph and at most {settings['max_new_tokens']} "
-        f"tokens, drawn at temperature 1{few}. Median [quartiles] of {len({run['repeat'] for run in runs})} repeat(s) "
-        "with prompts of their own; ratios repeat by repeat. Useful: row-steps that made a token of an answer. "
+        f"{settings['threads']} thread(s), {settings['dtype']}. Answers of one paragraph and at most "
+        f"{settings['max_new_tokens']} tokens, drawn at temperature 1{few}. Median [quartiles] of "
+        f"{len({run['repeat'] for run in runs})} repeat(s) with prompts of their own; ratios repeat by repeat. "
+        "Useful: row-steps that made a token of an answer. "
         f"Load of the machine: {number(spread(run['load'] for run in runs), 1)}."
     )
     columns = ["prompts", "program", "tokens per CPU-second", "times before", "times transformers", "useful row-steps"]
@@ -401,12 +402,14 @@ def prepare_tables(results: dict[str, Any]) -> list[Table]:
 TABLES = {
     "throughput": throughput_tables,
     "sft": sft_tables,
+    "sft_bfloat16": sft_tables,
     "hot_path": hot_path_tables,
     "scaling": scaling_tables,
     "rampup": rampup_tables,
     "generation": generation_tables,
     "prepare": prepare_tables,
     "real": real_tables,
+    "real_bfloat16": real_tables,
     "real_generation": real_generation_tables,
 }
 

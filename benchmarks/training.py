@@ -77,7 +77,7 @@ class TrainingRun:
     def model(self) -> Any:
         """Return the model that training starts from."""
         if self.folder is not None:
-            return real_model(self.folder, trains=self.trains)
+            return real_model(self.folder, trains=self.trains, half=self.half)
         return make_model(self.shape, device=self.device, half=self.half, trains=self.trains)
 
     def pairs(self) -> list[TokenPair]:

@@ -126,11 +126,12 @@ def make_model(
     return model
 
 
-def real_model(folder: str, *, trains: Trains = "all") -> Any:
-    """Return the model of a folder in float32 with what trains chosen: everything, or every `down_proj`."""
+def real_model(folder: str, *, trains: Trains = "all", half: bool = False) -> Any:
+    """Return the model of a folder with everything or every `down_proj` training; `half` as for `make_model`."""
     from bfpo.policy.load import load_policy
 
-    return load_policy(folder, trainable="all" if trains == "all" else [f"*.{TRAINABLE}"], dtype="float32").model
+    trainable = "all" if trains == "all" else [f"*.{TRAINABLE}"]
+    return load_policy(folder, trainable=trainable, dtype="bfloat16" if half else "float32").model
 
 
 def shape_of(folder: str) -> ModelShape:

@@ -167,7 +167,8 @@ def test_the_table_of_a_real_model_takes_ratios_against_the_fastest_other_way():
     runs = [pairs("bfpo", 4, 2.0 + repeat, repeat) for repeat in (0, 1)]
     runs += [pairs("trl", num, 6.0 - repeat + num, repeat) for repeat in (1, 0) for num in (4, 2)]
     runs += [{"kind": "completions", **run} for run in sft_runs()]
-    settings = {"model": "m", "pairs": "p", "max_length": 9, "threads": 1, "steps": 2, "per_step": 4}
+    settings = {"model": "m", "pairs": "p", "max_length": 9, "threads": 1, "dtype": "bfloat16", "steps": 2}
+    settings |= {"per_step": 4}
     (table,) = real_tables({"runs": runs, "settings": settings})
     of = {(row[0], row[1]): row[2:] for row in table.rows}
     assert of["pairs", "bfpo, 4 a forward"] == ["250 [225-275]", "3.17 [2.75-3.58]", "4", "2.00"]
@@ -190,7 +191,8 @@ def test_the_table_of_answers_takes_ratios_for_each_number_of_prompts():
         for k in (1, 0)
         for num, arm, seconds in arms
     ]
-    settings = {"model": "m", "pairs": "p", "max_length": 9, "threads": 1, "few": [1], "max_new_tokens": 5}
+    settings = {"model": "m", "pairs": "p", "max_length": 9, "threads": 1, "dtype": "bfloat16", "few": [1]}
+    settings |= {"max_new_tokens": 5}
     (table,) = real_generation_tables({"runs": runs, "settings": settings})
     of = {(row[0], row[1]): row[2:] for row in table.rows}
     assert of["3", "bfpo, default"] == ["30.0", "2.00", "1.50", "0.75"]
@@ -391,6 +393,13 @@ def test_other_work_is_found(changed):
         )
     with raises(TrainingError):
         throughput.check_same_work([{**run, "losses": [0.25, 0.25, 0.25]} for run in good])
+
+
+@pytest.mark.parametrize(("loss", "agrees"), [(0.2610, True), (0.2623, False), (0.2577, False)])
+def test_losses_of_bfloat16_agree_within_a_fifth_of_how_far_they_move(loss, agrees):
+    moved = 0.01
+    assert (throughput.losses_agree(loss, 0.26, moved, "bfloat16") == "") is agrees
+    assert throughput.losses_agree(loss, 0.26, moved, "float32") != ""
 
 
 def test_every_program_names_its_options():
