@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from bfpo.core.console import Outcome, show
-from bfpo.core.errors import ConfigError, DiskFullError, ModelError, RunError, ServerError, first_line
+from bfpo.core.errors import ConfigError, DiskFullError, ModelError, RunError, first_line
 from bfpo.core.files import is_disk_full
 from bfpo.core.hub import check_repository, open_repository, push_folder
 from bfpo.core.places import without_places
@@ -102,19 +102,13 @@ def run(
         show(f"{out / name}  {size / 1e6:,.1f} MB")
     how = f", {_HOW[source.kind]} {source.base}" if source.kind else ""
     show(f"{model_name(source.model)} in {dtype}{how}: {out}")
-    page = None if push is None else _push(out, push, f"{model_name(source.model)} in {dtype}")
-    if page is not None:
+    page = None
+    if push is not None:
+        again = f"push it with: {shlex.join(['hf', 'upload', push, str(out)])}"
+        page = push_folder(out, push, message=f"{model_name(source.model)} in {dtype}", key="--push", again=again)
         show(f"pushed: {page}")
     facts: dict[str, Any] = {"out": str(out), "dtype": dtype, "gguf": gguf, "base": source.base, "files": sizes}
     return Outcome(0, {**facts, "pushed": page})
-
-
-def _push(out: Path, repository: str, message: str) -> str:
-    try:
-        return push_folder(out, repository, message=message, key="--push")
-    except (ConfigError, ServerError) as error:
-        again = shlex.join(["hf", "upload", repository, str(out)])
-        raise type(error)(f"{error}; the model is whole in {out}: push it with: {again}") from error
 
 
 def _check_out(out: Path) -> None:

@@ -43,11 +43,11 @@ def open_repository(repository: str, *, private: bool | None, key: str) -> None:
         raise _failure(f"{key}: {repository}", error) from error
 
 
-def push_folder(folder: Path, repository: str, *, message: str, key: str) -> str:
+def push_folder(folder: Path, repository: str, *, message: str, key: str, again: str) -> str:
     """Upload the files of a folder in one commit, hidden ones left out, and return the commit's page.
 
     Weights and adapters there that the folder does not have are removed in it, so that nobody loads them for the new.
-    Raises as `open_repository` does; nothing of the folder changes.
+    Raises as `open_repository` does; nothing of the folder changes. `again`: how to repeat it, for that message.
     """
     from huggingface_hub import HfApi
 
@@ -61,7 +61,8 @@ def push_folder(folder: Path, repository: str, *, message: str, key: str) -> str
             delete_patterns=_REPLACED,
         )
     except Exception as error:
-        raise _failure(f"{key}: {repository}", error) from error
+        failure = _failure(f"{key}: {repository}", error)
+        raise type(failure)(f"{failure}; the model is whole in {folder}: {again}") from error
     _log.info("pushed %s to %s", folder, done.commit_url)
     return str(done.commit_url)
 

@@ -231,13 +231,12 @@ def checked_lines(config: TrainingConfig, name: str, counts: Mapping[str, Any], 
 
     Raises `SettingError` if `best` compares a label cell of which there is no held-out pair.
     """
-    check_tokens(name, tokens, **_allowed(config))
-    _check_best(config, name, counts)
-    return ["; ".join(_describe_data(name, counts, tokens)), *token_notes(name, tokens)]
+    _check(config, name, counts, tokens)
+    return [_describe_data(name, counts, tokens), *token_notes(name, tokens)]
 
 
-def _describe_data(name: str, counts: Mapping[str, Any], tokens: Mapping[str, Any] | None = None) -> list[str]:
-    """Return the counts of a stream as short texts, those that are zero left out."""
+def _describe_data(name: str, counts: Mapping[str, Any], tokens: Mapping[str, Any]) -> str:
+    """Return the counts of a stream in one line, those that are zero left out."""
     unit = "pairs" if "cells" in counts else "completions"
     lines = [f"{name}: {counts[unit]} {unit}"]
     if "cells" in counts:
@@ -248,8 +247,7 @@ def _describe_data(name: str, counts: Mapping[str, Any], tokens: Mapping[str, An
     if left := counts.get("left_out"):
         lines.append("left out " + ", ".join(f"{n} ({reason})" for reason, n in left.items()))
     cut = {"prompt_truncated": "prompts cut", "completion_truncated": "completions cut"}
-    lines += [f"{tokens[key]} {text}" for key, text in cut.items() if tokens and tokens[key]]
-    return lines
+    return "; ".join([*lines, *(f"{tokens[key]} {text}" for key, text in cut.items() if tokens[key])])
 
 
 def start_notes(start: Start, rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -282,16 +280,17 @@ def report_data(
     rows = {name: tokens for name, (_, tokens) in streams.items()}
     if folder.is_writer:
         for name, (counts, tokens) in streams.items():
-            logger.info("%s", "; ".join(_describe_data(name, counts, tokens)))
+            logger.info("%s", _describe_data(name, counts, tokens))
         notes = [note for name, tokens in rows.items() for note in token_notes(name, tokens)]
         for note in [*notes, *start_notes(start, rows.values())]:
             logger.warning("%s", note)
     for name, (counts, tokens) in streams.items():
-        check_tokens(name, tokens, **_allowed(config))
-        _check_best(config, name, counts)
+        _check(config, name, counts, tokens)
 
 
-def _check_best(config: TrainingConfig, name: str, counts: Mapping[str, Any]) -> None:
+def _check(config: TrainingConfig, name: str, counts: Mapping[str, Any], tokens: Mapping[str, Any]) -> None:
+    """Raise as `checked_lines`."""
+    check_tokens(name, tokens, allow_changes=config.allow_template_changes, allow_rendered=config.allow_rendered_text)
     metric = "" if config.best is None or name != "eval_data" else config.best.metric
     cell = metric.rpartition("/")[0]
     if cell and not counts["cells"].get(cell):
@@ -300,11 +299,6 @@ def _check_best(config: TrainingConfig, name: str, counts: Mapping[str, Any]) ->
             f"best.metric: got {metric!r}, and no pair of eval_data is {cell} (chosen-rejected); it has: "
             f"{there}; compare one of these or all pairs, or add such pairs"
         )
-
-
-def _allowed(config: TrainingConfig) -> dict[str, bool]:
-    """Return the keyword arguments of `check_tokens` that the config sets."""
-    return {"allow_changes": config.allow_template_changes, "allow_rendered": config.allow_rendered_text}
 
 
 def template_facts(config: TrainingConfig, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

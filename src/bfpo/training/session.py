@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from bfpo.config import read_template
 from bfpo.config.train import TrainingKeys
-from bfpo.core.errors import ConfigError, DiskFullError, RunError, ServerError
+from bfpo.core.errors import ConfigError, DiskFullError, RunError
 from bfpo.core.files import is_disk_full
 from bfpo.core.hub import open_repository, push_folder
 from bfpo.core.provenance import Remark
@@ -415,12 +415,9 @@ def push_run(config: TrainingKeys, folder: RunFolder) -> None:
     repository = config.push_to_hub
     if repository is None or not folder.is_writer:
         return
-    model = folder.path / "model"
-    try:
-        page = push_folder(model, repository, message=f"Model of bfpo {folder.stage}", key="push_to_hub")
-    except (ConfigError, ServerError) as error:
-        again = f"repeat with --resume, or with: bfpo export {folder.path} --out DIR --push {repository}"
-        raise type(error)(f"{error}; the model is whole in {model}: {again}") from error
+    again = f"repeat with --resume, or with: bfpo export {folder.path} --out DIR --push {repository}"
+    message = f"Model of bfpo {folder.stage}"
+    page = push_folder(folder.path / "model", repository, message=message, key="push_to_hub", again=again)
     folder.add_facts(pushed=page)
 
 
