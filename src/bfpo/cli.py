@@ -222,14 +222,15 @@ def _doctor(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show this machine; with --config, whether that training fits it (exit code 1 if not)."""
+    """Show this machine, or whether a training fits it. With --config the exit code is 1 if it does not fit."""
     options = {"processes": processes, "sharding": sharding, "memory_gib": memory, "data": data}
     _call("doctor", debug, config, settings or (), **options, as_json=as_json)
 
 
-Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of any stage, or folders of them.")]
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of any command, or folders of them.")]
 Main = Annotated[
-    str | None, typer.Option("--main", metavar="MODEL", help="Main model of the page; default: the one of bfpo.")
+    str | None,
+    typer.Option("--main", metavar="MODEL", help="Main model; default: the only one of method bfpo."),
 ]
 
 
@@ -242,7 +243,7 @@ def _report(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Make one page from run folders: scores, intervals, training curves, answers side by side."""
+    """Make one page from run folders. It shows scores, intervals, training curves, and answers side by side."""
     _call("report", debug, runs, out, title, main_model, as_json=as_json)
 
 
@@ -255,7 +256,7 @@ def _watch(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Serve the page of a run in progress to browsers on this machine, until Ctrl-C."""
+    """Serve the page of a run in progress, until Ctrl-C. Only browsers on this machine can open it."""
     _call("watch", debug, runs, port, every, main_model, as_json=as_json)
 
 
@@ -273,7 +274,7 @@ def _annotate(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Label a blind sample of models' answers, in a browser on this machine or a terminal."""
+    """Label a blind sample of models' answers. This is done in a browser on this machine or in a terminal."""
     _call("annotate", debug, runs, out, name, sample, seed, terminal, port, as_json=as_json)
 
 
@@ -288,7 +289,7 @@ def _convert_config(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Make a config of `bfpo train` or `bfpo sft` from one of another library; lists what is not carried over."""
+    """Convert a config of TRL, axolotl or LLaMA-Factory. The new one lists what is not carried over."""
     _call("convert-config", debug, file, out, as_json=as_json)
 
 
@@ -321,7 +322,7 @@ def _export(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Write a model as a plain folder: adapters merged, one number type, on request a GGUF file; and push it."""
+    """Write a model as a plain folder, and push it. Adapters are merged, and all weights have one number type."""
     _call("export", debug, model, out, dtype, gguf, revision, push, private, as_json=as_json)
 
 
@@ -374,15 +375,17 @@ def _chat(
     ] = None,
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System prompt.")] = None,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", metavar="T", help="Sampling temperature; 0: most probable token.")
+        float | None,
+        typer.Option("--temperature", metavar="T", help="Sampling temperature, 0: most probable token; default: 0.7."),
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option("--top-p", metavar="P", help="Sample from the tokens with this probability.")
+        float | None,
+        typer.Option("--top-p", metavar="P", help="Sample from the tokens with this probability; default: 1."),
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", metavar="N", help="Longest reply in tokens.")
+        int | None, typer.Option("--max-new-tokens", metavar="N", help="Longest reply in tokens; default: 512.")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of the sampling.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of the sampling; default: 0.")] = None,
     config: ConfigFile = None,
     settings: Settings = None,
     keys: EarlyKeys = False,
@@ -390,7 +393,7 @@ def _chat(
     as_json: EarlyJson = False,
     debug: Debug = False,
 ) -> None:
-    """Talk to a model, or to two side by side; messages come from the terminal, or one a line from stdin."""
+    """Talk to a model, or to two side by side. Messages come from the terminal, or from stdin, one a line."""
     given = {"model": model, "against": against, "judge": judge, "system": system, "temperature": temperature}
     given |= {"top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
     short = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items() if value is not None]
@@ -415,7 +418,7 @@ def _gate(
     as_json: EarlyJson = False,
     debug: Debug = False,
 ) -> None:
-    """Test conditions on a model against its start model: exit code 0 pass, 3 fail, 4 cannot be told, 2 bad input."""
+    """Test conditions on a model against its start model. Exit code: 0 pass, 3 fail, 4 cannot be told, 2 bad input."""
     _call("gate", debug, run, against, config, settings or (), out, as_json=as_json)
 
 

@@ -92,6 +92,12 @@ def test_help_names_every_stage_and_every_option():
     assert "--full" in bfpo_in_process("demo", "--help").output
 
 
+def test_help_shows_whole_summaries():
+    summaries = bfpo_in_process("--help").output.partition("Commands:")[2]
+    assert "doctor" in summaries
+    assert "..." not in summaries
+
+
 def test_version_and_no_arguments():
     assert bfpo_in_process("--version").output == f"bfpo {__version__}\n"
     assert "Commands:" in bfpo_in_process().output

@@ -26,7 +26,7 @@ __all__ = [
 class DemoWorld(Dials):
     """Sizes of the closed world's data, and its dials."""
 
-    sft_completions: int = Field(default=20000, ge=1, description="number of completions of the SFT stage")
+    sft_completions: int = Field(default=20000, ge=1, description="number of completions of the SFT run")
     main_pairs: int = Field(default=6000, ge=1, description="number of pairs of the main (safety) stream")
     buffer_pairs: int = Field(default=6000, ge=1, description="number of pairs of the buffer (helpfulness) stream")
     held_out_pairs: int = Field(default=500, ge=1, description="number of pairs on held-out topics, for accuracy")
@@ -145,6 +145,6 @@ class ToyConfig(StageConfig):
     beta: float = Field(default=1.0, gt=0, description="KL coefficient (the paper's tau)")
     alpha: float = Field(default=0.5, description="shift of the target of BFPO; its ablation has 0")
     label_noise: float | None = Field(
-        default=None, ge=0, lt=0.5, description="share of the pairs' safety bits that are flipped; None = 0"
+        default=None, ge=0, lt=0.5, description="share of the pairs' safety bits that are flipped; null = 0"
     )
     seed: int = Field(default=0, ge=0, description="seed of the draws")

@@ -116,6 +116,7 @@ class OpinionKeys(StageConfig, Executed):
 class LabelCoherence(CoherenceConfig):
     """A model under which answers that it finds unlikely are not coherent, and how it is loaded."""
 
+    model: PathText = Field(description="start model: folder or hub id")
     dtype: Literal["float32", "bfloat16", "float16", "float64", "auto"] = Field(
         default="float32", description="number type that holds the weights; auto = as saved"
     )

@@ -153,7 +153,7 @@ class RowsConfig(ConfigPart):
     limit: int | None = Field(
         default=None,
         ge=1,
-        description="number of rows to use, drawn at random with the stage's seed (with streaming the first ones); "
+        description="number of rows to use, drawn at random with the run's seed (with streaming the first ones); "
         "null = all",
     )
     split: PromptSplit = None
