@@ -39,7 +39,7 @@ from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.suites.records import TamperFile
 from bfpo.world.datasets import save_tokenizer
 from bfpo.world.world import answer, prompt_text, topics
-from gated import Answer, suites_evaluation
+from gated import Answer, rewritten, suites_evaluation
 from html_page import Page, written_as_python
 from messages import raises, says
 
@@ -209,6 +209,22 @@ def test_a_point_without_a_scored_answer_takes_nothing_from_the_others(tmp_path:
     assert "not measured, 20 unscored" in tamper_markdown(found)
     without = replace(found, scores=[score for score in found.scores if score is not scores[10]])
     assert all(len(drawn) > 500 for drawn in draw_tamper(without).values())
+
+
+def test_documents_of_two_tasks_with_the_same_number_are_two_prompts(tmp_path: Path) -> None:
+    def second_task(scores: Any) -> None:
+        own = next(suite for suite in scores["suites"] if suite["name"] == "ifeval")
+        scores["suites"].append({**own, "name": "gsm8k", "title": "GSM8K"})
+
+    for step, right in ((0, 1.0), (5, 0.0)):
+        one = suites_evaluation(evaluation_folder(tmp_path, "a", step, 42), {"a": {}}, tasks={"a": [right] * 8})
+        (one / "models/a/bfpo_gsm8k.json").write_text((one / "models/a/bfpo_ifeval.json").read_text())
+        rewritten(one / "scores.json", second_task)
+    found = collect_tamper(config(tmp_path, models=[{"name": "a", "model": "a"}], steps=[0, 5]), tmp_path, {}, [])
+    score = next(score for score in found.scores if score.metric == "capability")
+    assert (score.num, score.extra["num_prompts"]) == (16, 16)
+    change = next(row for row in found.changes if row.metric == "capability")
+    assert (change.num_prompts, change.p_value) == (16, pytest.approx(2 / 2**16))
 
 
 def test_data_that_is_no_attack_is_warned_of(world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

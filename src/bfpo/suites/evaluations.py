@@ -263,7 +263,9 @@ def _task(folder: Path, found: Measured, facts: SuiteFacts, model: str) -> Measu
         values, version, unscored = sample.by_sample, sample.version, sample.unscored
     documents = folder / "tasks" / f"{facts.name}.documents.jsonl"
     own = file_digest(documents) if documents.is_file() else None
-    items = Items(values, {item: item for item in values}, dict.fromkeys(values, ""), unscored)
+    # Documents have numbers, which are other documents in another task.
+    texts = {item: f"{facts.name} {item}" for item in values}
+    items = Items(values, texts, dict.fromkeys(values, ""), unscored)
     prompts = _digest([facts.source, facts.revision, own])
     return replace(
         found, items={TASK: items} if values else {}, prompts=prompts, judge_version=version, metrics=frozenset({TASK})

@@ -286,8 +286,7 @@ def _pairs(parts: Sequence[_Part]) -> _Pairs:
         texts = {**part.start.prompts, **part.run.prompts}
         run += [part.run.values.get(item) for item in items]
         start += [part.start.values.get(item) for item in items]
-        # Documents of tasks have numbers, which are other documents in another suite.
-        prompts += [f"{part.suite} {texts[item]}" if part.metric == TASK else texts[item] for item in items]
+        prompts += [texts[item] for item in items]
         num_more = max(len(part.run.values) + part.run.num_more, len(part.start.values) + part.start.num_more) - len(
             items
         )
