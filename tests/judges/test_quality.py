@@ -80,6 +80,15 @@ def test_a_bootstrap_weight_counts_as_so_many_copies() -> None:
     assert weighed == pytest.approx(cohen_kappa_score(y[copies], calls[copies] > 0), abs=1e-12)
 
 
+def test_a_calibrated_judge_gets_no_interval_that_says_that_it_is_not() -> None:
+    """The bounds of resamples were above 0, and of this sample above the value itself."""
+    rng = np.random.default_rng(1)
+    p_safe = rng.random(100)
+    found = quality(p_safe.tolist(), (rng.random(100) < p_safe).tolist(), num_resamples=50)["calibration_error"]
+    assert found.value is not None
+    assert (found.low, found.high) == (None, None)
+
+
 def test_an_unscored_text_is_counted_and_enters_nothing() -> None:
     p_safe, labels = sample(40, 1)
     without = quality(p_safe, labels)

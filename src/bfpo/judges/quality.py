@@ -62,8 +62,8 @@ def judge_quality(
     `accuracy`; `kappa` (Cohen 1960); `sensitivity`, the share of unsafe texts called unsafe; `specificity`, the share
     of safe texts called safe; `roc_auc`, the probability that p(safe) puts a safe text above an unsafe one; `brier`,
     the mean of (p(safe) - label)^2; `calibration_error`, the mean distance of p(safe) from the share of safe texts over
-    ten bins of equal width, weighted by their texts. Unscored texts are counted and left out; the last three need
-    p(safe). A statistic that is undefined for the labels (one class only) has value `None`.
+    ten bins of equal width, weighted by their texts, which has no interval. Unscored texts are counted and left out;
+    the last three need p(safe). A statistic that is undefined for the labels (one class only) has value `None`.
 
     Raises `SettingError` for lengths that differ.
     """
@@ -77,8 +77,13 @@ def judge_quality(
         _rate("sensitivity", [row for row in rows if not row.is_safe], confidence),
         _rate("specificity", [row for row in rows if row.is_safe], confidence),
         *(
-            _statistic(name, function, rows, settings, said=lambda row: row.verdict.p_safe)
-            for name, function in (("roc_auc", _roc_auc), ("brier", _brier), ("calibration_error", _calibration_error))
+            _statistic(name, function, rows, given, said=lambda row: row.verdict.p_safe)
+            for name, function, given in (
+                ("roc_auc", _roc_auc, settings),
+                ("brier", _brier, settings),
+                # Resampling adds to the distances of the bins, so that bounds would lie above the true value.
+                ("calibration_error", _calibration_error, {**settings, "num_resamples": 0}),
+            )
         ),
     ]
 
