@@ -204,6 +204,13 @@ def test_answers_of_two_models_are_not_scored_as_one(folder: Path, tmp_path: Pat
         run_stage("evaluate", settings, tmp_path / "run")
 
 
+def test_different_answers_with_one_id_are_refused(tmp_path: Path) -> None:
+    asked = (Message("user", "How are you?"),)
+    write_completions(tmp_path / "same.jsonl", [Completion("a", asked, text) for text in ("Fine.", "Fine.", "Bad.")])
+    with raises(DataError, "same.jsonl", "'a'"):
+        run_stage("evaluate", EvaluateConfig(completions=tmp_path / "same.jsonl"), tmp_path / "run")
+
+
 def test_models_that_read_differently_are_refused(folder: Path, tmp_path: Path) -> None:
     words = ["<unk>", "<s>", "</s>", *(f"w{n}" for n in reversed(range(94)))]
     core = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))

@@ -240,6 +240,13 @@ def _completions(config: CompletionsJob) -> list[Completion]:
             f"holds answers of {len(models)} models ({each}), and one rate of all would say nothing of each; give a "
             "file of one model, or models: and suites: to compare several",
         )
+    seen: dict[str, Completion] = {}
+    for one in completions:
+        first = seen.setdefault(one.id, one)
+        if (first.prompt, first.text) != (one.prompt, one.text):  # a page would show a verdict beside the other text
+            raise DataError.at(
+                config.completions, None, f"two different completions have the id {one.id!r}; ids must differ"
+            )
     return completions
 
 
