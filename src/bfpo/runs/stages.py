@@ -65,7 +65,7 @@ STAGES = {
         Stage("reference", "ReferenceConfig", "bfpo.commands.reference", "Compute the reference log-probs of `train`."),
         Stage("train", "AlignConfig", "bfpo.commands.train", "Train a model on preference pairs with safety labels."),
         Stage("generate", "GenerateConfig", "bfpo.commands.generate", "Sample completions of prompts from a model."),
-        Stage("judge-train", "JudgeTrainConfig", "bfpo.commands.judge_train", "Train a small safety judge."),
+        Stage("judge-train", "JudgeTrainConfig", "bfpo.commands.judge_train", "Train a small judge or ranker."),
         Stage("judge-check", "JudgeCheckConfig", "bfpo.commands.judge_check", "Compare a judge with human labels."),
         Stage("label", "LabelConfig", "bfpo.commands.label", "Judge completions, or label the safety of pairs."),
         Stage("clean", "CleanConfig", "bfpo.commands.clean", "Find wrong safety labels of pairs and drop them."),
