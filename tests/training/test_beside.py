@@ -197,6 +197,18 @@ def test_the_baseline_of_an_evaluation_is_over_all_held_out_pairs(tmp_path: Path
     assert trainer.evaluate()["eval_loss"] == pytest.approx(float(torch.stack(losses).mean()), rel=1e-8)
 
 
+def test_an_evaluation_leaves_the_baseline_of_training_as_it_is(tmp_path: Path) -> None:
+    """The row of the end has that of the last step."""
+    settings: dict[str, Any] = {"method": "kto", "beta": BETA, "learning_rate": 1e-2, "logging_steps": 2}
+    held_out: dict[str, Any] = {"eval_dataset": tiny_pairs(12)[:5], "eval_strategy": "steps", "eval_steps": 3}
+    baselines = []
+    for name, more in (("alone", {}), ("evaluated", held_out)):
+        trainer = tiny_trainer(tmp_path / name, **settings, **more)
+        trainer.train()
+        baselines.append(trainer.state.log_history[-1]["state/main"])
+    assert baselines[0] == baselines[1] > 0
+
+
 def test_held_out_pairs_of_two_lists_cannot_be_looked_up(tmp_path: Path) -> None:
     with raises(SettingError, "eval_dataset"):
         tiny_trainer(tmp_path, method="kto", eval_dataset={"one": tiny_pairs(2, 3), "two": tiny_pairs(2, 4)})

@@ -140,6 +140,7 @@ class MethodInputs:
         self._args, self._collate, self._form, self._device = args, collate, form, args.device
         self.names = self._groups(lists, num_streams, categories)
         self._state = torch.zeros(len(self.names), dtype=torch.float64, device=args.device)
+        self._held_out: Tensor | None = None  # the state of an evaluation, where it has one of its own
         self._sums = torch.zeros(len(self.names), 2, dtype=torch.float64, device=args.device)
         self._balance = [_balance(pairs) for pairs in lists] if "balance" in method.reads else []
         self._companions: list[_Companions] = []
@@ -210,7 +211,7 @@ class MethodInputs:
             "drift": (drift / per).view(2, -1),
             "present": (tokens > 0).view(2, -1),
             "group": self._group(inputs, training=training),
-            "state": self._state,
+            "state": self._state if training or self._held_out is None else self._held_out,
         }
         if "reference" in reads:
             found["reference"] = (reference / per).view(2, -1)
@@ -270,7 +271,7 @@ class MethodInputs:
             mine = range(args.process_index, len(self._companions[last]), args.world_size)
             parts = [mine[start : start + args.eval_batch_size] for start in range(0, len(mine), args.eval_batch_size)]
             batches = [batch for part in parts for batch in self._cut([(last, index, False) for index in part])]
-            self._state = self._state_of(model, batches, even=even, reduce=reduce)
+            self._held_out = self._state_of(model, batches, even=even, reduce=reduce)
 
     def _state_of(
         self, model: nn.Module, batches: list[MicroBatch], *, even: _Even, reduce: Callable[[Tensor], Tensor]
