@@ -11,7 +11,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments, get_scheduler
 
 from bfpo.config.train import SCHEDULES
+from bfpo.core.errors import SettingError
 from bfpo.training.schedule import FromFirstStep, WarmTrainer, no_change, steps_of
+from messages import raises
 
 
 def rates(schedule: Any, steps: int) -> list[float]:
@@ -120,3 +122,5 @@ def test_the_steps_of_a_training(tmp_path: Path) -> None:
     assert steps_of(TrainingArguments(str(tmp_path), num_train_epochs=2, **common), 100, 32) == 8
     dropping = TrainingArguments(str(tmp_path), num_train_epochs=2, dataloader_drop_last=True, **common)
     assert steps_of(dropping, 100, 32) == 6
+    with raises(SettingError, "dataloader_drop_last"):
+        steps_of(dropping, 31, 32)

@@ -10,6 +10,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import Trainer, TrainingArguments
 
+from bfpo.core.errors import SettingError
+
 __all__ = ["FromFirstStep", "WarmTrainer", "no_change", "steps_of"]
 
 # With 1e-5 on each of 26.5 million weights (`down_proj` of SmolLM2-135M), in the direction that gains most, the margin
@@ -61,8 +63,16 @@ class WarmTrainer(Trainer):
 
 
 def steps_of(args: TrainingArguments, num_rows: int, per_step: int) -> int:
-    """Return the optimizer steps of a training on so many rows, `per_step` a step."""
+    """Return the optimizer steps of a training on so many rows, `per_step` a step.
+
+    Raises `SettingError` if none of them is full and `dataloader_drop_last` leaves the last one out.
+    """
     per_epoch = (math.floor if args.dataloader_drop_last else math.ceil)(num_rows / per_step)
+    if not per_epoch and args.dataloader_drop_last:
+        raise SettingError(
+            f"trainer_args.dataloader_drop_last: got true with {num_rows} rows, and a step takes {per_step}, so that "
+            "nothing would be trained on; lower the rows of a step, or leave it out"
+        )
     return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
 
 
