@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
+from safetensors.torch import load_file
 from transformers import SchedulerType, TrainingArguments
 
 from bfpo.commands import reference as reference_stage
@@ -70,10 +71,26 @@ def test_another_optimizer_trains(tmp_path: Path, optim: str) -> None:
         learning_rate=1e-2,
     )
     run_stage("sft", config, tmp_path / "run")
-    from safetensors.torch import load_file
-
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("start", "run/model"))
     assert any(not torch.equal(before[name], after[name]) for name in before)  # in its first and only step
+
+
+def test_the_weights_that_are_saved_are_those_that_the_optimizer_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A schedule-free optimizer trains others, until it is told that the training has ended."""
+
+    def give(optimizer: torch.optim.Optimizer) -> None:
+        for parameter in (one for group in optimizer.param_groups for one in group["params"]):
+            parameter.data.fill_(0.125)
+
+    monkeypatch.setattr(torch.optim.SGD, "eval", give, raising=False)
+    save_policy(tiny_model(), tiny_tokenizer(), tmp_path / "start")
+    (tmp_path / "sft.jsonl").write_text(json.dumps({"prompt": "w1", "completion": "w2 w9"}) + "\n")
+    config = SftConfig(model=str(tmp_path / "start"), data={"files": str(tmp_path / "sft.jsonl")}, optim="sgd")
+    run_stage("sft", config, tmp_path / "run")
+    saved = load_file(tmp_path / "run/model/model.safetensors")
+    assert all(bool((value == 0.125).all()) for value in saved.values())
 
 
 @pytest.mark.parametrize("name", sorted({*OWN, *REFUSED, *REFUSED_BY_TRAIN}))

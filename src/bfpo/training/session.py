@@ -201,6 +201,7 @@ def train_in_folder(
     try:
         with _readable(folder), only_trained(trainer):
             _train(trainer, folder, start)
+            _put_result(trainer)
             at_end()
             metrics, log = _last_metrics(trainer), list(trainer.state.log_history)
             found: list[Remark] = []
@@ -270,6 +271,7 @@ def _take_best(
     for callback in idle:
         trainer.remove_callback(callback)
     _restore(trainer, best)
+    _put_result(trainer)
     keeper.seen = seen
     trainer.remove_callback(keeper)
     for callback in idle:
@@ -368,6 +370,12 @@ def _restore(trainer: Trainer, checkpoint: Path) -> None:
     finally:
         trainer.is_in_train = False
         trainer.remove_callback(stop)
+
+
+def _put_result(trainer: Trainer) -> None:
+    """Put the weights in place that the optimizer gives: those that a schedule-free one trains are others."""
+    optimizer: Any = trainer.optimizer  # as accelerate wraps it
+    optimizer.eval()
 
 
 class _StopAtBegin(TrainerCallback):
