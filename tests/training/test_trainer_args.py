@@ -49,7 +49,8 @@ def test_fields_and_optimizers_reach_the_trainer(tmp_path: Path) -> None:
     args = train_stage._arguments(align(trainer_args=given, optim="adafactor"), tmp_path)
     assert (args.adam_beta2, args.dataloader_drop_last, args.lr_scheduler_kwargs) == (0.95, True, {"num_cycles": 0.3})
     assert args.optim == "adafactor"
-    assert sft_stage._arguments(sft(trainer_args={"neftune_noise_alpha": 5.0}), tmp_path).neftune_noise_alpha == 5.0
+    noisy = sft(attention="padded", trainer_args={"neftune_noise_alpha": 5.0})
+    assert sft_stage._arguments(noisy, tmp_path).neftune_noise_alpha == 5.0
     assert train_stage._arguments(align(), tmp_path).optim == "adamw_torch_fused"
 
 
@@ -91,6 +92,12 @@ def test_the_weights_that_are_saved_are_those_that_the_optimizer_gives(
     run_stage("sft", config, tmp_path / "run")
     saved = load_file(tmp_path / "run/model/model.safetensors")
     assert all(bool((value == 0.125).all()) for value in saved.values())
+
+
+def test_noise_on_embeddings_needs_a_row_for_each_text(tmp_path: Path) -> None:
+    """The noise is divided by the root of the tokens of a row."""
+    with raises(ConfigError, "trainer_args.neftune_noise_alpha"):
+        sft_stage._arguments(sft(trainer_args={"neftune_noise_alpha": 5.0}), tmp_path)
 
 
 @pytest.mark.parametrize("name", sorted({*OWN, *REFUSED, *REFUSED_BY_TRAIN}))

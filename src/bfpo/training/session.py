@@ -104,6 +104,12 @@ def common_arguments(config: TrainingKeys, output_dir: str | Path, *, unit: str,
     check_trainer_args(config.trainer_args, preference=unit == "pairs")
     if config.trainer_args.get("eval_on_start") and getattr(config, "eval_data", None) is None:
         raise ConfigError("trainer_args.eval_on_start: got true without eval_data; give eval_data, or leave it out")
+    if (noise := config.trainer_args.get("neftune_noise_alpha")) and config.attention != "padded":
+        raise ConfigError(
+            f"trainer_args.neftune_noise_alpha: got {noise:g} with attention: {config.attention}; its noise is divided "
+            "by the root of the tokens of a row, and a packed row holds many texts; set attention: padded, or leave it "
+            "out"
+        )
     names = ("optim", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed")
     return {
         **{name: getattr(config, name) for name in names},
