@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import MixtralConfig, MixtralForCausalLM, OPTConfig, OPTForCausalLM
 from transformers.integrations import set_hf_deepspeed_config, unset_hf_deepspeed_config
@@ -228,6 +229,17 @@ def test_padding_id() -> None:
     assert pad_token_id(tokenizer) == 0
     tokenizer.pad_token = tokenizer.eos_token = None
     assert pad_token_id(tokenizer) == 0
+
+
+def test_a_model_that_comes_with_an_adapter_is_neither_trained_nor_saved(folder: Path, tmp_path: Path) -> None:
+    """transformers puts it onto the weights, and would save it alone."""
+    adapted = get_peft_model(load_policy(folder).model, LoraConfig(r=2, target_modules=["q_proj"]))
+    adapted.save_pretrained(folder)
+    policy = load_policy(folder)
+    with raises(ModelError, "adapter"):
+        save_policy(policy.model, policy.tokenizer, tmp_path / "saved")
+    with raises(ModelError, "adapter"):
+        load_policy(folder, trainable=["*.down_proj.weight"], masters=True)
 
 
 def test_a_saved_model_may_use_its_cache_again(tmp_path: Path) -> None:

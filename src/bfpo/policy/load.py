@@ -45,6 +45,7 @@ __all__ = [
     "load_to_read",
     "load_tokenizer",
     "pad_token_id",
+    "require_no_adapter",
     "set_trainable",
     "trainable_report",
     "with_template_of",
@@ -123,7 +124,8 @@ def load_policy(
     the other weights come from the model that its run started from; they are checked.
 
     Raises `ModelError` for a model that cannot be loaded or whose files lack weights of a causal LM, a pattern that
-    matches no parameter (with the closest names), and LoRA settings that peft does not know.
+    matches no parameter (with the closest names), LoRA settings that peft does not know, and with `masters` for a model
+    that comes with an adapter.
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype: got {dtype!r}; allowed: {', '.join(DTYPES)}")
@@ -142,6 +144,8 @@ def load_policy(
         trust_remote_code=trust_remote_code,
     )
     loaded = _load_weights(load, model, dtype, revision, extras)
+    if masters:
+        require_no_adapter(loaded, model)
     if quantize is not None:
         prepare_quantised(loaded)
     loaded = set_trainable(loaded, trainable, lora, seed=seed)
@@ -181,6 +185,15 @@ def _load_weights(
     if getattr(loaded, "generation_config", None) is not None:
         loaded.generation_config = _savable(loaded.generation_config)
     return loaded
+
+
+def require_no_adapter(loaded: Any, model: str | Path) -> None:
+    """Raise `ModelError` if transformers has put an adapter onto a model: it would save the adapter alone."""
+    if getattr(loaded, "_hf_peft_config_loaded", False):
+        raise ModelError(
+            f"model: {str(model)!r} comes with an adapter (adapter_config.json), which is put onto its weights and "
+            "would be saved without them; merge the two (merge_and_unload of peft), or leave the adapter out"
+        )
 
 
 def _savable(config: Any) -> Any:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bfpo.core.errors import ModelError, first_line
 from bfpo.data.chat import end_token_id
-from bfpo.policy.load import load_policy, load_tokenizer, with_template_of
+from bfpo.policy.load import load_policy, load_tokenizer, require_no_adapter, with_template_of
 from bfpo.policy.source import configured_ends
 
 __all__ = ["save_adapted", "save_policy"]
@@ -38,10 +38,13 @@ def save_policy(
     generation ends at the token that ends an answer under the tokenizer's chat template too. `state_dict`: the whole
     weights of a sharded model, by its own names; its parameters are then not read. `stored`: the number type of the
     file, to which weights with an adapter are rounded once they are merged; by default that of the model.
+
+    Raises `ModelError` for a model onto which transformers itself has put an adapter.
     """
     folder = Path(folder)
     adapted = hasattr(model, "merge_adapter")
     base = model.get_base_model() if adapted else model
+    require_no_adapter(base, getattr(base.config, "_name_or_path", ""))
     base.config.use_cache = True
     if tokenizer.chat_template and getattr(base, "generation_config", None) is not None:
         _end_at_turns(base.generation_config, tokenizer)
