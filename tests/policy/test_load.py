@@ -21,7 +21,7 @@ from bfpo.policy.load import (
 )
 from bfpo.policy.save import save_policy
 from messages import raises
-from tiny import tiny_model, tiny_tokenizer
+from tiny import VOCABULARY, tiny_model, tiny_tokenizer
 
 INIT = {
     "hidden_size": 16,
@@ -229,6 +229,9 @@ def test_padding_id() -> None:
     assert pad_token_id(tokenizer) == 0
     tokenizer.pad_token = tokenizer.eos_token = None
     assert pad_token_id(tokenizer) == 0
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    assert (pad_token_id(tokenizer), pad_token_id(tokenizer, VOCABULARY), pad_token_id(tokenizer, 2)) == (97, 2, 0)
 
 
 def test_a_model_that_comes_with_an_adapter_is_neither_trained_nor_saved(folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from bfpo.data.labels import CELLS
 from bfpo.data.store import write_tokens
 from bfpo.data.tokenize import TokenPair
 from bfpo.policy import probe
+from bfpo.policy.load import load_policy
 from bfpo.policy.logps import unwrap_causal_lm
+from bfpo.policy.save import save_policy
 from bfpo.training.trainer import BFPOConfig, BFPOTrainer
 from messages import raises
 from tiny import logp, tiny_model, tiny_pairs, tiny_tokenizer, tiny_trainer
@@ -382,6 +384,20 @@ def test_the_tokenizer_pads_with_its_end_token_where_it_has_no_other(tmp_path: P
     trainer = tiny_trainer(tmp_path)
     assert tiny_tokenizer().pad_token_id is None
     assert trainer.data_collator.pad_token_id == tiny_tokenizer().eos_token_id
+
+
+@pytest.mark.parametrize("attention", ["packed", "padded"])
+def test_a_padding_token_that_the_embedding_lacks_is_neither_read_nor_saved(tmp_path: Path, attention: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    args = BFPOConfig(
+        str(tmp_path), attention=attention, max_steps=1, save_strategy="no", disable_tqdm=True, use_cpu=True
+    )
+    trainer = BFPOTrainer(tiny_model(), args, train_dataset=tiny_pairs(4), processing_class=tokenizer)
+    trainer.train()
+    assert tokenizer.pad_token_id == trainer.model.get_input_embeddings().num_embeddings
+    save_policy(trainer.model, tokenizer, tmp_path / "model")
+    assert load_policy(tmp_path / "model").model.config.pad_token_id is None
 
 
 @pytest.mark.parametrize("anchor_weight", [0.0, 0.7])

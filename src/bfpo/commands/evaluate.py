@@ -34,7 +34,7 @@ from bfpo.judges.fit import fit_table, judge_fit, log_fit
 from bfpo.judges.judges import OracleJudge, check_judge
 from bfpo.judges.shared import open_judge
 from bfpo.policy.devices import use_threads
-from bfpo.policy.load import load_to_read, load_tokenizer, pad_token_id
+from bfpo.policy.load import load_to_read, load_tokenizer
 from bfpo.policy.source import num_embeddings, read_config
 from bfpo.runs.folder import RunFolder
 from bfpo.scores.accuracy import PairLogps, accuracy_rows, accuracy_scores, shared_pair_logps
@@ -160,9 +160,8 @@ def _accuracy(config: PairsJob, folder: RunFolder) -> list[AccuracyRow]:
     for note in token_notes("data", report.as_row()):
         _log.warning("%s", note)
     folder.add_facts(pairs={"cells": cell_counts(pairs), **counts, "tokens": report.as_row()})
-    pad = pad_token_id(load_tokenizer(config.model, revision=config.revision))
-    policy = _logps(config, config.model, config.revision, tokens, pad)
-    reference = _logps(config, config.reference, config.reference_revision, tokens, pad)
+    policy = _logps(config, config.model, config.revision, tokens)
+    reference = _logps(config, config.reference, config.reference_revision, tokens)
     prompts = [normalised_prompt(pair.prompt) for pair in pairs]
     return accuracy_rows(tokens, prompts, policy, reference, method=config.method_object())
 
@@ -197,7 +196,7 @@ def _tokens(config: PairsJob) -> tuple[list[Pair], dict[str, Any], list[Reject],
     return loaded.pairs, counts, loaded.rejects, tokens, report
 
 
-def _logps(config: PairsJob, model: str, revision: str | None, tokens: Sequence[TokenPair], pad: int) -> PairLogps:
+def _logps(config: PairsJob, model: str, revision: str | None, tokens: Sequence[TokenPair]) -> PairLogps:
     """Return a model's log-probs; the model is freed before the next one is loaded."""
     with CountProgress(f"pairs under {model}", len(tokens), _log) as progress:
         return shared_pair_logps(
@@ -205,7 +204,6 @@ def _logps(config: PairsJob, model: str, revision: str | None, tokens: Sequence[
             tokens,
             config.executor,
             name=model,
-            pad_token_id=pad,
             pairs_per_batch=config.pairs_per_batch,
             reduction=config.reduction,
             threads=config.threads,

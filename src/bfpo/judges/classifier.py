@@ -366,7 +366,7 @@ def _load(model: str, revision: str | None, tokenizer: PreTrainedTokenizerBase) 
     except Exception as error:  # files, the hub, the config and the weights raise different classes
         raise cannot_load("model", model, error) from error
     if classifier.config.pad_token_id is None:  # a decoder finds the last token of a padded row by it
-        classifier.config.pad_token_id = pad_token_id(tokenizer)
+        classifier.config.pad_token_id = pad_token_id(tokenizer, num_embeddings_of(classifier))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id(tokenizer))
     return classifier

@@ -274,7 +274,7 @@ def fitting(
 def pad_right(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     """Return rows padded on the right on the model's device: `input_ids` and `attention_mask` of shape (N, T)."""
     pad = getattr(model.config.get_text_config(), "pad_token_id", None)
-    pad = pad_token_id(tokenizer) if pad is None else pad
+    pad = pad_token_id(tokenizer, num_embeddings_of(model)) if pad is None else pad
     width = max(map(len, rows))
     ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])

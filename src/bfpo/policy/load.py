@@ -265,13 +265,14 @@ def with_template_of(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> 
     return with_template(tokenizer, file.read_text(encoding="utf-8")) if file.is_file() else tokenizer
 
 
-def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def pad_token_id(tokenizer: PreTrainedTokenizerBase, rows: int | None = None) -> int:
     """Return the id to pad with: the pad token, else the end token, else 0.
 
-    Only masks decide what counts, so any id of the vocabulary works, and no embedding is added for it.
+    Only masks decide what counts, so any id of the vocabulary works, and no embedding is added for it. `rows`: those of
+    the model's embedding, if known; an id beyond them is left out.
     """
     for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if isinstance(token_id, int):
+        if isinstance(token_id, int) and (rows is None or token_id < rows):
             return token_id
     return 0
 

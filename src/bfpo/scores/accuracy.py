@@ -53,7 +53,7 @@ def pair_logps(
     model: Any,
     pairs: Sequence[TokenPair],
     *,
-    pad_token_id: int,
+    pad_token_id: int = 0,
     pairs_per_batch: int | None = None,
     reduction: Reduction = "sum",
     longest: int | None = None,

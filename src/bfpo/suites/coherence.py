@@ -33,7 +33,7 @@ from bfpo.generation.sampling import Request, answer_batches, end_token_ids
 from bfpo.judges.coherence import read_coherence, read_completion
 from bfpo.judges.shared import parts_of
 from bfpo.policy.devices import to_gpu
-from bfpo.policy.load import load_policy, pad_token_id
+from bfpo.policy.load import load_policy
 from bfpo.policy.reference.cache import model_key
 from bfpo.policy.source import num_positions
 from bfpo.scores.accuracy import pair_logps
@@ -124,7 +124,7 @@ class StartModel:
         )
         long = [len(text.chosen_ids) >= _FEWEST_TOKENS for text in texts]
         places, pairs = list(compress(readable, long)), list(compress(texts, long))
-        logps = pair_logps(self.model, pairs, pad_token_id=pad_token_id(self.tokenizer)).chosen
+        logps = pair_logps(self.model, pairs).chosen
         found: list[float | None] = [None] * len(completions)
         for place, pair, logp in zip(places, pairs, logps, strict=True):
             found[place] = None if math.isnan(logp) else float(-logp / len(pair.chosen_ids))

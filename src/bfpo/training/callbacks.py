@@ -29,11 +29,13 @@ from bfpo.core.console import one_line
 from bfpo.core.errors import StopRequest
 from bfpo.core.files import file_digest, write_text_whole
 from bfpo.core.progress import TrainingProgress
+from bfpo.policy.source import num_embeddings
 
 __all__ = [
     "EpochCallback",
     "InterruptCallback",
     "MetricsCallback",
+    "PaddingCallback",
     "ProgressCallback",
     "ProgressFile",
     "WholeCheckpoints",
@@ -74,6 +76,25 @@ class EpochCallback(TrainerCallback):
     ) -> None:
         """Set the epoch, also after a resume; it is a whole number unless the run resumes inside an epoch."""
         set_epoch_everywhere(kwargs["train_dataloader"], int(state.epoch or 0))
+
+
+class PaddingCallback(TrainerCallback):
+    """Takes a padding token that the embedding lacks out of the model's config again.
+
+    `Trainer` copies the tokenizer's to it as training begins. A model that is saved with it could not be loaded.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remove it from the configs of the model and of its generation."""
+        model = kwargs["model"]
+        rows = num_embeddings(model.config)
+        configs: list[Any] = [model.config.get_text_config(), getattr(model, "generation_config", None)]
+        for config in configs:
+            pad = getattr(config, "pad_token_id", None)
+            if rows is not None and isinstance(pad, int) and pad >= rows:
+                config.pad_token_id = None
 
 
 class MetricsCallback(TrainerCallback):

@@ -18,6 +18,7 @@ from bfpo.data.tokenize import TokenPair
 from bfpo.objective.methods import METHODS, Method
 from bfpo.policy.load import load_policy, load_tokenizer, pad_token_id
 from bfpo.policy.reference.forward_pass import MAX_TOKENS, ReferencePass
+from bfpo.policy.source import num_embeddings
 from bfpo.training.arguments import BFPOConfig
 
 __all__ = ["check_margin_logps", "margin_logps"]
@@ -52,7 +53,7 @@ def margin_logps(
         process_index=args.process_index,
         num_processes=args.world_size,
     )
-    pad = pad_token_id(tokenizer)
+    pad = pad_token_id(tokenizer, num_embeddings(other.config))
 
     def collate(some: Sequence[TokenPair]) -> dict[str, Any]:
         return on_device(collate_pairs(some, pad_token_id=pad, form="padded"), args.device)

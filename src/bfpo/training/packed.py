@@ -32,7 +32,8 @@ from bfpo.policy.load import pad_token_id
 from bfpo.policy.logps import evaluating, sequence_logps
 from bfpo.policy.precision import margin_rounding
 from bfpo.policy.probe import choose_form
-from bfpo.training.callbacks import EpochCallback
+from bfpo.policy.source import num_embeddings
+from bfpo.training.callbacks import EpochCallback, PaddingCallback
 from bfpo.training.checkpoint import TrainedSaver
 from bfpo.training.checks import check_form, check_rows
 from bfpo.training.schedule import WarmTrainer
@@ -92,7 +93,7 @@ class PackedTrainer(TrainedSaver, WarmTrainer):
                 f"{args.n_gpu} GPUs in one process are not supported; start one process per GPU (torchrun or "
                 "accelerate launch), or make only one GPU visible"
             )
-        pad = pad_token_id(processing_class)
+        pad = pad_token_id(processing_class, num_embeddings(model.config))
         super().__init__(
             model=model,
             args=args,
@@ -101,7 +102,7 @@ class PackedTrainer(TrainedSaver, WarmTrainer):
             eval_dataset={name: TwoStreamDataset(pairs) for name, pairs in evals.items()} or None,
             processing_class=processing_class,
             compute_metrics=self._eval_metrics,
-            callbacks=[EpochCallback(), *(callbacks or [])],
+            callbacks=[EpochCallback(), PaddingCallback(), *(callbacks or [])],
             optimizers=optimizers,
         )
         prepare_sharding(self.accelerator, self.model)
