@@ -93,6 +93,26 @@ def test_every_process_reads_the_model_of_the_margins(tmp_path: Path, monkeypatc
     assert (seen, os.environ[name]) == (["false"], "true")
 
 
+def test_a_model_of_safety_may_do_more_to_its_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Than its head gives, as Falcon-H1 and RecurrentGemma do."""
+    save_policy(tiny_model(seed=9), tiny_tokenizer(), tmp_path / "safety")
+
+    def load(*given: Any, **settings: Any) -> Any:
+        policy = load_policy(*given, **settings)
+        policy.model.register_forward_hook(
+            lambda _, __, output: type(output)(logits=3 * output.logits) if "logits" in output else None
+        )
+        return policy
+
+    monkeypatch.setattr(margin, "load_policy", load)
+    pairs, args = tiny_pairs(3), BFPOConfig(output_dir=str(tmp_path), use_cpu=True)
+    folder = str(tmp_path / "safety")
+    (found,) = margin_logps(folder, [pairs], args, vocabulary=tiny_tokenizer().get_vocab())
+    model = load(folder).model.eval()
+    expected = [[logp(model, pair.prompt_ids, ids) for ids in (pair.chosen_ids, pair.rejected_ids)] for pair in pairs]
+    assert found.tolist() == [pytest.approx([one.item() for one in row], rel=1e-4) for row in expected]
+
+
 def test_modpo_trains_from_the_command_lines_config(tmp_path: Path) -> None:
     for name, seed in (("start", 0), ("safety", 5)):
         save_policy(tiny_model(max_position_embeddings=128, seed=seed), tiny_tokenizer(), tmp_path / name)

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from bfpo.core.errors import ModelError, SettingError
-from bfpo.data.pack import collate_pairs, on_device
+from bfpo.data.pack import collate_pairs, longest_text, on_device
 from bfpo.data.store import reference_logps
 from bfpo.data.tokenize import TokenPair
 from bfpo.objective.methods import METHODS, Method
 from bfpo.policy.load import load_policy, load_tokenizer, pad_token_id
+from bfpo.policy.probe import choose_form
 from bfpo.policy.reference.forward_pass import MAX_TOKENS, ReferencePass
 from bfpo.policy.source import num_embeddings
 from bfpo.training.arguments import BFPOConfig
@@ -54,9 +55,16 @@ def margin_logps(
         num_processes=args.world_size,
     )
     pad = pad_token_id(tokenizer, num_embeddings(other.config))
+    form = choose_form(
+        other,
+        args.attention,
+        longest_text=max(map(longest_text, lists)),
+        process_index=args.process_index,
+        num_processes=args.world_size,
+    )
 
     def collate(some: Sequence[TokenPair]) -> dict[str, Any]:
-        return on_device(collate_pairs(some, pad_token_id=pad, form="padded"), args.device)
+        return on_device(collate_pairs(some, pad_token_id=pad, form=form), args.device)
 
     found, _ = look_up.run(collate=collate, max_tokens=args.max_tokens_per_microbatch or MAX_TOKENS)
     columns = [reference_logps(pairs) for pairs in found]
