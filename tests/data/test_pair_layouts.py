@@ -90,6 +90,18 @@ def test_trl_conversations_of_several_turns_share_all_but_the_last() -> None:
     assert (pair.chosen, pair.rejected, pair.chosen_is_safe) == ("a", "b", 0.5)
 
 
+def test_a_question_beside_conversations_that_share_a_system_message_alone_is_kept() -> None:
+    system = {"role": "system", "content": "s"}
+    both = {"chosen": [system, answer("a")], "rejected": [system, answer("b")]}
+    first = Message("system", "s")
+    assert parse("trl", {"prompt": "q", **both}).prompt == (first, Q)
+    assert parse("trl", {"prompt": [system], **both}).prompt == (first,)
+    assert parse("trl", {"prompt": [system, USER], "chosen": [answer("a")], "rejected": [answer("b")]}).prompt == (
+        first,
+        Q,
+    )
+
+
 def test_hh_transcripts() -> None:
     start = "\n\nHuman: one\n\ntwo\n\nAssistant: three\n\nHuman: four"
     row = {"chosen": f"{start}\n\nAssistant: Human: odd", "rejected": f"{start}\n\nAssistant:  b "}
@@ -285,6 +297,7 @@ BAD = [
     ("hh", {"question": "q", "chosen": "a", "rejected": "b"}, "chosen"),
     ("trl", {"question": "q", "chosen": [answer("a")], "rejected": [answer("b")]}, "chosen, rejected"),
     ("messages", {**AXOLOTL, "chosen": USER}, "chosen"),
+    ("trl", {"prompt": None, "chosen": [answer("a")], "rejected": [answer("b")]}, "prompt"),
 ]
 
 

@@ -91,12 +91,17 @@ def trl_pair(row: Columns) -> Pair:
     if isinstance(given, list) and not all(turns[: len(explicit)] == explicit for turns in conversations):
         endings = conversations
     else:
-        # Some files give the prompt as text and also in the conversations: then the conversations are used.
+        # Some files give the prompt as text and also in the conversations: then the conversations are used. A shared
+        # system message alone does not hold it: then the text follows it.
         shared = _common_beginning(*conversations)
-        explicit = conversations[0][:shared] or explicit
+        common = conversations[0][:shared]
+        is_whole = isinstance(given, list) or any(turn.role == "user" for turn in common)
+        explicit = (common or explicit) if is_whole else (*common, *explicit)
         endings = [turns[shared:] for turns in conversations]
     chosen, rejected = (_only_answer(turns, field) for turns, field in zip(endings, _COMPLETIONS, strict=True))
-    if "prompt" not in row and not explicit:
+    if given is None and not explicit:
+        if "prompt" in row:
+            raise RowError("prompt", "null, and chosen and rejected begin with no common message", given)
         raise RowError("chosen, rejected", f"they begin with no common message, which {_NO_PROMPT}", chosen.content)
     return pair_of(row, explicit, chosen, rejected, labels)
 
