@@ -137,6 +137,29 @@ def test_a_json_array_has_the_line_of_each_element(tmp_path: Path, name: str) ->
     assert read(tmp_path, name, gzip.compress(b"[]") if name.endswith(".gz") else b"[]") == []
 
 
+@pytest.mark.parametrize("block", [1, 1 << 20])
+def test_an_object_with_a_key_twice_is_a_bad_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(rows, "_BLOCK_BYTES", block)
+    good, twice, within = '{"a": {"b": 1}}', '{"a": 1, "b": 2, "a": 3}', '{"a": [{"b": 1, "b": 1}]}'
+    expected = [(2, "an object has a key twice"), (3, "an object has a key twice")]
+    for name, text in (
+        ("lines.jsonl", "\n".join([good, twice, within, good])),
+        ("array.json", "[" + ",\n".join([good, twice, within, good]) + "]"),
+    ):
+        found = read(tmp_path, name, text.encode())
+        assert reasons(found) == expected
+        assert [row.bad.value for row in found if row.bad is not None] == ["a", "b"]
+        assert [dict(row.columns) for row in found if row.bad is None] == [{"a": {"b": 1}}] * 2
+
+
+def test_a_table_with_two_columns_of_one_name_is_refused(tmp_path: Path) -> None:
+    table = pyarrow.table([pyarrow.array(["q"]), pyarrow.array([True]), pyarrow.array([False])], ["a", "b", "b"])
+    with pyarrow.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    with raises(DataError, "a.arrow", "'b'"):
+        list(iter_rows(tmp_path / "a.arrow"))
+
+
 @pytest.mark.parametrize(
     ("content", "line"),
     [

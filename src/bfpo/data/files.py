@@ -8,7 +8,8 @@ import gzip
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -199,11 +200,31 @@ def _json_rows(file: Path, *, one_document: bool) -> Iterator[Row]:
         yield row
 
 
+class _RepeatedKeyError(ValueError):
+    """An object that has a key twice, of which JSON's own rule would take the last value."""
+
+
+def _object_of(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(items)
+    if len(found) != len(items):
+        raise _RepeatedKeyError(Counter(name for name, _ in items).most_common(1)[0][0])
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object_of)
+
+
+def _repeated(error: _RepeatedKeyError) -> RowError:
+    return RowError("row", "an object has a key twice", str(error))
+
+
 def _json_row(line: int, content: bytes) -> Row:
     try:
-        value = json.loads(content.decode("utf-8"))
+        value = _DECODER.decode(content.decode("utf-8"))
     except UnicodeDecodeError as error:
         return Row(line, {}, _not_utf8(error))
+    except _RepeatedKeyError as error:
+        return Row(line, {}, _repeated(error))
     except RecursionError:
         return Row(line, {}, _too_deep())
     except ValueError:
@@ -267,7 +288,7 @@ class _ArrayText:
     def __init__(self, file: Path, stream: BinaryIO) -> None:
         self._file, self._stream = file, stream
         self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
-        self._decode = json.JSONDecoder().raw_decode
+        self._decode, self._decode_any = _DECODER.raw_decode, json.JSONDecoder().raw_decode
         self._text, self._place, self._ended = "", 0, False
         self.line = 1
         """The line of the place."""
@@ -287,9 +308,14 @@ class _ArrayText:
 
     def element(self) -> Row:
         """Return the value at the place as a row and go behind it; raises `ValueError` or `RecursionError`."""
+        repeated: _RepeatedKeyError | None = None
         while True:
             try:
-                value, end = self._decode(self._text, self._place)
+                try:
+                    value, end = self._decode(self._text, self._place)
+                except _RepeatedKeyError as error:
+                    repeated = error
+                    value, end = self._decode_any(self._text, self._place)
                 if isinstance(value, (int, float)) and self._text[end : end + 1] not in _BEHIND and not self._ended:
                     raise ValueError("a number is not followed by a comma")  # or it goes on in the next block
                 break
@@ -302,6 +328,7 @@ class _ArrayText:
             self._read_more()
         brackets = self._text.count("[", self._place, end) + self._text.count("{", self._place, end)
         row = _value_row(self.line, value, brackets)
+        row = row if repeated is None else Row(self.line, {}, _repeated(repeated))
         self._go_to(end)
         return row
 
@@ -413,11 +440,13 @@ def _checked_names(file: Path, line: int, cells: list[str]) -> list[str]:
     if any(_holds_bad_bytes(cell) for cell in cells):
         raise DataError.at(file, line, "the row that names the columns is not UTF-8; save the file as UTF-8")
     names = [cell.strip() for cell in cells]
-    named = [name for name in names if name]  # an index column has no name
-    twice = sorted({name for name in named if named.count(name) > 1})
-    if twice:
-        raise DataError.at(file, line, f"two columns have the name {', '.join(map(repr, twice))}; rename one")
+    _check_differ(file, line, [name for name in names if name])  # an index column has no name
     return names
+
+
+def _check_differ(file: Path, line: int | None, names: Sequence[str]) -> None:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError.at(file, line, f"two columns have the name {', '.join(map(repr, twice))}; rename one")
 
 
 def _row(line: int, names: list[str], cells: list[str]) -> Row:
@@ -445,6 +474,7 @@ def _table_rows(file: Path, kind: str) -> Iterator[Row]:
 
     try:
         with _batches(file, kind) as (schema, batches):
+            _check_differ(file, None, schema.names)
             nested = [name for name, type_ in zip(schema.names, schema.types, strict=True) if _holds_objects(type_)]
             line = 0
             for batch in batches:
