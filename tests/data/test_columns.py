@@ -15,17 +15,17 @@ from bfpo.core.errors import DataError, LabelError
 from bfpo.core.schema import Completion, Message, Pair, Prompt, canonical_json
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
 from bfpo.data.labelled import load_labelled
-from bfpo.data.labels import as_judged
+from bfpo.data.labels import LabelWords, as_judged
 from bfpo.data.load import load_completions, load_pairs
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.prompt_layouts import PROMPT_LAYOUTS
 from bfpo.data.prompts import read_prompt_files
 from bfpo.data.read import read_completions, read_pairs
-from bfpo.data.rejects import RowError
+from bfpo.data.rejects import CellText, RowError
 from bfpo.data.settings import DataConfig, LabelledConfig, SftDataConfig
 from bfpo.data.write import completion_row, pair_row, prompt_row, write_completions, write_pairs
 from helpers import read_sft, write_rows
-from messages import raises
+from messages import raises, says
 
 TOOLS = [{"type": "function", "function": {"name": "tide", "parameters": {}}}]
 CALL = {"type": "function", "function": {"name": "tide", "arguments": {"at": "Brest"}}}
@@ -330,8 +330,9 @@ def test_a_completion_that_is_not_to_be_trained_on_is_a_bad_row(mark: dict[str, 
 def test_a_completion_marked_as_undesirable_is_not_imitated(tmp_path: Path) -> None:
     row = COMPLETIONS["completions"]
     rows = [{**row, "label": True}, {**row, "label": False}, {**row, "kto_tag": False}, {**row, "label": "a topic"}]
+    rows += [{**row, "label": "False"}, {**row, "kto_tag": "false"}]
     result = read_sft([write_rows(tmp_path / "kto.jsonl", rows)])
-    assert (len(result.completions), [reject.field for reject in result.rejects]) == (2, ["label", "kto_tag"])
+    assert (len(result.completions), [reject.field for reject in result.rejects]) == (2, ["label", "kto_tag"] * 2)
     for name, row in COMPLETIONS.items():
         assert COMPLETION_LAYOUTS[name].parse({**row, "kto_tag": True}).text == "at noon"
         for column in ("label", "kto_tag"):
@@ -386,6 +387,18 @@ def test_columns_that_are_not_read_are_named_once_per_file(tmp_path: Path, caplo
     mapped = load_pairs(DataConfig(files=[str(one)], columns={"margin": None, "source": "empty"}))
     assert mapped.counts["columns_not_read"] == {str(one): ["prompt[].mood"]}
     assert "columns_not_read" not in load_pairs(DataConfig(files=[str(two)])).counts
+
+
+def test_a_column_that_is_named_and_in_no_row_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its labels would else be unknown without a word, and safe with `unknown_label: safe`."""
+    rows = [{**PAIRS["trl"], "first": True}, {**PAIRS["trl"], "chosen": "at ten", "first": True, "second": False}]
+    file = str(write_rows(tmp_path / "a.jsonl", rows))
+    found = {"chosen_is_safe": "first", "rejected_is_safe": "second"}
+    load_pairs(DataConfig(files=[file], columns=found, unknown_label="safe"))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    load_pairs(DataConfig(files=[file], columns={**found, "chosen_is_safe": "frist"}, unknown_label="safe"))
+    says(caplog, "frist")
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
 
 
 def test_every_reader_names_them(tmp_path: Path) -> None:
@@ -485,6 +498,12 @@ def test_label_words_are_read_in_pairs_and_completions(tmp_path: Path, words: An
     assert [one.is_safe for one in judged] == [1.0, 0.0]
     judged = load_labelled(LabelledConfig(files=[file], **settings)).completions
     assert [one.is_safe for one in judged] == [1.0, 0.0]
+
+
+def test_a_column_that_says_what_is_unsafe_is_turned_round() -> None:
+    data = DataConfig.model_validate({"files": ["a"], "safe_values": [False, 0], "unsafe_values": [True, 1]})
+    words = LabelWords.of(data.safe_values, data.unsafe_values)
+    assert [words.read(value) for value in (False, True, "False", CellText("true"), 0, 1.0)] == [True, False] * 3
 
 
 def test_null_and_nan_are_unknown_whatever_words_are_named(tmp_path: Path) -> None:

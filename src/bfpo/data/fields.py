@@ -204,7 +204,7 @@ def completion_of(
     prompt, tools = _with_context(row, prompt)
     _check_row_weight(row)
     for name in () if may_be_undesirable else DESIRABLE:
-        if cell_value(row.get(name)) is False:
+        if str(row.get(name)).strip().lower() == "false":  # in JSON, too, some files hold it as text
             raise RowError(name, "the completion is marked as undesirable", row[name])
     answer = _as_answer(answer)
     if not allow_empty:

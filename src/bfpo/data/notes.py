@@ -67,8 +67,9 @@ class FileNotes:
     ) -> Iterator[Row]:
         """Yield the rows of a file as `mapped_rows` does, and note the columns that are not in `read`."""
         known = {*read, *(columns or {}).values()}
+        absent = {ours: theirs for ours, theirs in (columns or {}).items() if theirs is not None}
         unread: dict[str, None] = {}
-        num_conversations = num_rows = 0
+        num_conversations = num_rows = num_complete = 0
         prompt, numbers = _prompt_column(read), 0
         try:
             for row in mapped_rows(file, columns, cells_only=cells_only):
@@ -78,11 +79,21 @@ class FileNotes:
                             unread[name] = None
                     elif isinstance(value, list):
                         unread.update(dict.fromkeys(_unread_keys(name, value)))
+                if absent and row.bad is None:
+                    absent = {ours: theirs for ours, theirs in absent.items() if ours not in row.columns}
+                    num_complete += 1
                 num_conversations += bool(row.conversations)
                 num_rows += 1
                 numbers += bool(_WHOLE_NUMBER.fullmatch(str(row.columns.get(prompt, ""))))
                 yield row
         finally:  # also where the rest of the file is not needed
+            if absent and num_complete:
+                names = ", ".join(f"{ours}: {_short(theirs)}" for ours, theirs in absent.items())
+                _log.warning(
+                    "%s: columns: {%s}: no row has such a column, and it counts as absent; check the spelling",
+                    file_name(file),
+                    names,
+                )
             self._say(
                 file,
                 columns,

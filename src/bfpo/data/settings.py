@@ -55,11 +55,11 @@ TemplateKwargs = Annotated[
 """Values of a chat template's own variables, as `apply_chat_template` takes them."""
 
 
-def _number_as_text(value: object) -> object:
-    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+def _value_as_text(value: object) -> object:
+    return str(value).lower() if isinstance(value, (int, float)) else value  # true and false too, as in LabelWords
 
 
-Words = list[Annotated[str, BeforeValidator(_number_as_text)]]
+Words = list[Annotated[str, BeforeValidator(_value_as_text)]]
 """Values of a label, as text."""
 
 ColumnKeys = Annotated[
