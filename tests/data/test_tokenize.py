@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from bfpo.core.errors import DataError, LabelError, ModelError, SettingError
 from bfpo.core.schema import Completion, Message, Pair
 from bfpo.data.labels import resolve_labels
 from bfpo.data.read import read_pairs
-from bfpo.data.tokenize import TokenPair, prompt_ids, tokenize_pairs
+from bfpo.data.tokenize import TokenPair, prompt_ids, token_notes, tokenize_pairs
 from helpers import BOS, CHATML, EOS, IM_END, byte_ids, byte_tokenizer, make_pair
 from messages import raises
 
@@ -42,6 +43,15 @@ def test_a_pair_by_hand() -> None:
         "num_identical": 0,
         "num_boundary_moved": 0,
     }
+
+
+def test_rows_without_a_prompt_are_counted() -> None:
+    rows = [make_pair(), replace(make_pair(), prompt=())]
+    _, report = tokenize_pairs(rows, byte_tokenizer())
+    assert report.as_row()["num_without_prompt"] == 1
+    assert token_notes("data", report.as_row()) == [
+        "data: 1 of 2 rows have no prompt; their completions are learned as text without one"
+    ]
 
 
 def test_a_merge_across_the_boundary_takes_the_token_from_the_prompt_of_both() -> None:

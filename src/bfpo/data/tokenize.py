@@ -82,7 +82,8 @@ class TokenizeReport:
     completions are the same ids (their margin stays 0, so they have no gradient), `num_boundary_moved` rows whose
     prompt lost tokens that merge with the answer or that the template does not write before a given one.
 
-    `num_unfinished` counts completions that were cut when they were generated, so that they get no end token.
+    `num_unfinished` counts completions that were cut when they were generated, so that they get no end token, and
+    `num_without_prompt` rows that are unconditional text.
 
     `template_changes` counts rows by what the chat template deletes or moves, `openings` by how the start of an answer
     differs between generation and training; `first_changed` names the first row of each change. `rendered_before`
@@ -99,6 +100,7 @@ class TokenizeReport:
     num_identical: int = 0
     num_boundary_moved: int = 0
     num_unfinished: int = field(default=0, metadata=OPTIONAL)
+    num_without_prompt: int = field(default=0, metadata=OPTIONAL)
     template_changes: dict[str, int] = field(default_factory=dict)
     openings: dict[str, int] = field(default_factory=dict)
     first_changed: dict[str, str] = field(default_factory=dict)
@@ -221,7 +223,7 @@ class PairTokenizer:
         prompt, answers = _shared_prompt(name, encoded, finished, self._chat, self._counter)
         prompt, answers = _cut(prompt, answers, self._chat, self._limits, self._counter)
         chosen, rejected = [*answers, []][:2]
-        self._counter.add(num_identical=chosen == rejected)
+        self._counter.add(num_identical=chosen == rejected, num_without_prompt=not row.prompt)
         for ids in (prompt, chosen, rejected):
             check_ids(ids, self._chat.tokenizer, self._num_embeddings, name)
         as_ids = partial(np.asarray, dtype=np.int32)
@@ -281,6 +283,8 @@ def token_notes(name: str, row: Mapping[str, Any]) -> list[str]:
     notes = [f"{same} of {total} pairs have two identical completions, from which nothing is learned"] if same else []
     if num := row.get("num_unfinished"):
         notes.append(f"{num} completions were cut off when they were generated; no end token follows")
+    if num := row.get("num_without_prompt"):
+        notes.append(f"{num} of {total} rows have no prompt; their completions are learned as text without one")
     notes += [f"the chat template: {reason} ({num} of {total})" for reason, num in _counted(row, "template_changes")]
     notes += [f"the chat template: {opening} ({num} of {total})" for opening, num in _counted(row, "openings")]
     notes += [rendered_note(row["rendered_before"], total)] if "rendered_before" in row else []

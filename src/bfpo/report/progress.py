@@ -39,6 +39,7 @@ _TOKENS = {
     "prompt_truncated": "prompts cut",
     "completion_truncated": "completions cut",
     "num_unfinished": "completions cut off when they were generated, without an end token",
+    "num_without_prompt": "rows without a prompt",
     "num_identical": "pairs whose completions are the same after rendering or cutting",
     "num_boundary_moved": "texts whose tokens change where the completion begins",
 }
