@@ -199,6 +199,9 @@ def test_tokens_are_counted_with_a_tokenizer(tmp_path: Path) -> None:
     assert lengths["tokens"] == lengths["chars"]
     with raises(ConfigError, "tokenizer"):
         prepare(tmp_path / "none", [source(tmp_path / "a.jsonl", [row(1)])], tokenizer=str(tmp_path / "no"))
+    (tmp_path / "odd.json").write_text("{")
+    with raises(DataError, "odd.json", mask="(?<=tokenizer.json: ).*"):
+        prepare(tmp_path / "odd", [source(tmp_path / "a.jsonl", [row(1)])], tokenizer=str(tmp_path / "odd.json"))
 
 
 def test_categories_are_kept_where_there_are_any(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow
 
 from bfpo.config.prepare import NearDuplicatesConfig
+from bfpo.core.errors import DataError, first_line
 from bfpo.core.schema import Completion, Message, Pair, Prompt
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
 from bfpo.data.fields import FINISHED, ColumnNames
@@ -219,7 +220,11 @@ class BlockReader:
         if tokenizer_file is not None:
             from tokenizers import Tokenizer
 
-            self._tokenizer = Tokenizer.from_file(tokenizer_file)
+            try:
+                self._tokenizer = Tokenizer.from_file(tokenizer_file)
+            except Exception as error:  # tokenizers has no narrower class
+                what = f"cannot be read as a tokenizer.json: {first_line(error)}"
+                raise DataError.at(tokenizer_file, None, what) from error
             self._tokenizer.no_truncation()  # the file may set both
             self._tokenizer.no_padding()
 
