@@ -176,6 +176,12 @@ def test_unknown_key_names_file_line_and_nearest_key(tmp_path):
     refused(AlignConfig, [], *lines, "data.limit", "safety_weight", "data.split.held_out", path=file)  # all at once
 
 
+def test_a_dotted_key_in_a_file_is_shown_as_a_section(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("model: m\ndata:\n  files: a\n  split.held_out: 3\nlora.r: 2\n")
+    refused(AlignConfig, [], f"{file}:4: data.split.held_out", "split: {held_out: ...}", "lora: {r: ...}", path=file)
+
+
 @pytest.mark.parametrize(
     ("override", "key"),
     [

@@ -53,6 +53,7 @@ REFUSED: dict[str, bytes] = {
     "a scalar": b"text\n",
     "a number": b"1\n",
     "an unknown key": b"<<: {seed: 1}\n",
+    "a merge key below another": b"a: &a {seed: 1}\nb:\n  <<: *a\n",
     "an infinite number": b"beta: .inf\n",
     "no number": b"beta: .nan\n",
     "a number that is too large": b"beta: 1e999\n",

@@ -215,12 +215,13 @@ def _message(
 ) -> str:
     kind = details["type"]
     if kind == "extra_forbidden":
-        gone = _REMOVED.get(key.rpartition(".")[2])
-        return (
-            f"{key}: unknown key{_suggestion(cls, key, part)}"
-            if gone is None
-            else f"{key}: this key was removed; {gone}"
-        )
+        gone, given = _REMOVED.get(key.rpartition(".")[2]), str(details["loc"][-1])
+        if gone is not None:
+            return f"{key}: this key was removed; {gone}"
+        if "." in given:
+            nested = "{".join(f"{step}: " for step in given.split(".")) + "..." + "}" * given.count(".")
+            return f"{key}: unknown key; in a file a key stands below its section, as in {nested}"
+        return f"{key}: unknown key{_suggestion(cls, key, part)}"
     if kind == "other_mode":
         return f"{key}: {details['msg']}"
     if kind == "value_error":  # raised by our own validators, which name the key themselves

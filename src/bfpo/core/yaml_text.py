@@ -94,7 +94,8 @@ for _tag, _pattern, _first in _SCALARS:
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
     breaks = any(character in text for character in "\x85\u2028\u2029")  # YAML folds these into spaces unless escaped
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if breaks else None)
+    quoted = breaks or text == "<<"  # a plain one would be a merge key
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if quoted else None)
 
 
 _Dumper.add_representer(str, _represent_text)
@@ -111,6 +112,8 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any
     for key_node, value_node in node.value:
         if not isinstance(key_node, yaml.ScalarNode):
             raise _problem("a key must be text", key_node.start_mark)
+        if key_node.value == "<<" and key_node.style is None:
+            raise _problem("merge keys (<<) are not read; write the keys themselves", key_node.start_mark)
         if key_node.value in mapping:
             raise _problem(f"the key {key_node.value!r} is given twice", key_node.start_mark)
         mapping[key_node.value] = loader.construct_object(value_node, deep=True)
