@@ -13,6 +13,7 @@ import yaml
 from bfpo.config import EvaluateConfig
 from bfpo.config.evaluate import SuitesJob
 from bfpo.config.load import load_config
+from bfpo.config.suites import CoherenceConfig, WeightsModel
 from bfpo.core.errors import ConfigError, DataError, ModelError, RunError, ServerError
 from bfpo.core.schema import Completion, Message, Verdict
 from bfpo.generation.engines import Report, Task, TransformersEngine
@@ -252,6 +253,19 @@ def test_the_missing_file_of_an_own_suite_stops_the_run_before_anything_is_asked
     assert not (tmp_path / "run" / "models").exists()
     with raises(DataError, "own.yaml", "source.files", "owm.jsonl", str(root)):
         preview_stage("evaluate", asked)
+
+
+def test_a_model_that_is_not_there_stops_the_run_before_another_one_answers(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    here = config(root, use=[str(root / "mine.yaml")])
+    unnamed = here.model_copy(update={"coherence": CoherenceConfig(model="start")})  # no model is called so
+    gone = here.model_copy(update={"models": [here.models[0], WeightsModel(name="gone", model="of/nobody")]})
+    for name, asked in (("coherence.model", unnamed), ("gone", gone)):
+        with raises(ModelError, name):
+            run_stage("evaluate", asked, tmp_path / name)
+        assert not (tmp_path / name / "models").exists()
 
 
 def test_a_suite_is_asked_once_unless_more_than_its_default_judge_differs(root: Path) -> None:

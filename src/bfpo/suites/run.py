@@ -27,6 +27,7 @@ from bfpo.data.load import Hashes
 from bfpo.judges.fit import log_fit
 from bfpo.judges.judges import check_judge, check_opinions, check_requests
 from bfpo.judges.settings import FINDS_NO_HARM
+from bfpo.policy.source import check_source
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import run_stage
 from bfpo.scores.people import GroupAnswers, people_results
@@ -101,11 +102,13 @@ def run_suites(config: SuitesJob, folder: RunFolder) -> None:
 
     A suite that is not available is skipped with the reason. Raises `ConfigError` for an unknown suite, `DataError`
     for a local file that cannot be read, for a missing file of the user's own suite and, after all files are written,
-    if nothing could be scored, and what the steps raise.
+    if nothing could be scored, `ModelError` for a model that is not there, and what the steps raise.
     """
     folder.kept = "answers, verdicts and results so far are kept"
     suites = load_suites(config.suites.use)
     _check_config(config, suites)
+    if not folder.resumed:  # what has answered is not needed again
+        _check_models(config)
     labels = [] if config.labels is None else read_labels(config.labels)
     for model in config.with_weights():
         folder.add_weights(model.model)
@@ -199,6 +202,14 @@ def _check_config(config: SuitesJob, suites: Sequence[Suite]) -> None:
         check_files(config.data.files)
     if config.suites.reuse is not None and not Path(config.suites.reuse).is_dir():
         raise ConfigError(f"suites.reuse: got {config.suites.reuse!r}; needed: the folder of an earlier run")
+
+
+def _check_models(config: SuitesJob) -> None:
+    """Raise `ModelError` or `ServerError` for a model that is not there, before the first one has answered."""
+    for model in config.with_weights():
+        check_source(f"model of {model.name}", model.model, revision=model.revision)
+    if (start := config.start()) is not None:
+        check_source("coherence.model", start[0], revision=start[1])
 
 
 def _check_metrics(suite: Suite) -> None:
