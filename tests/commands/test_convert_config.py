@@ -132,6 +132,12 @@ def test_a_saved_dpo_config_of_trl(tmp_path):
     assert {text.partition(":")[0] for text in found["to_do"]} == {"model", "data.files"}
 
 
+def test_texts_that_are_not_cut_there_are_left_to_do(tmp_path):
+    found = converted(tmp_path, json.dumps({**TRL, "max_length": None}), "training_args.json")
+    assert found["config"]["max_length"] == 1024
+    assert any(text.startswith("max_length: ") for text in found["to_do"])
+
+
 @pytest.mark.parametrize(("theirs", "key"), [(AXOLOTL, "lr_scheduler"), (LLAMA_FACTORY, "lr_scheduler_type")])
 def test_a_constant_schedule_has_no_warm_up(tmp_path, theirs, key):
     found = converted(tmp_path, f"{theirs.replace('warmup_ratio: 0.1', '')}\n{key}: constant\nwarmup_ratio: 0.1\n")

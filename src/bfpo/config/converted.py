@@ -83,6 +83,13 @@ def _number(source: Source) -> Any:
     return source.number()
 
 
+def _length(source: Source) -> Any:
+    found, key = source.number(), source.keys()[0]
+    if key in source.values and source.values[key] is None:
+        source.to_do.append(f"max_length: {key} is null there, which cuts no text; give the tokens of the longest one")
+    return found
+
+
 def _model(source: Source) -> Any:
     if source.one() is None:
         source.to_do.append("model: the file names none; give a folder or a hub id")
@@ -299,7 +306,7 @@ ROWS: tuple[Row, ...] = (
     Row("method", ("loss_type",), ("dpo_loss_type", "rl"), ("pref_loss",), _method),
     Row("beta", ("beta",), ("rl_beta",), ("pref_beta",), _beta),
     Row("pairs_per_step", BATCH, ("micro_batch_size", BATCH[1]), BATCH, _step_size, sft="completions_per_step"),
-    Row("max_length", ("max_length",), ("sequence_len",), ("cutoff_len",), _number),
+    Row("max_length", ("max_length",), ("sequence_len",), ("cutoff_len",), _length),
     _alike("learning_rate", ("learning_rate",), _number),
     Row("lr_scheduler_type", ("lr_scheduler_type",), ("lr_scheduler",), ("lr_scheduler_type",), _same),
     _alike("warmup_steps", RATES, _warmup),
