@@ -42,6 +42,7 @@ from bfpo.policy.precision import decoding_dtype
 from bfpo.policy.source import read_config
 
 FILES = {"training": "real", "generation": "real_generation"}  # results of each kind of work
+RATES = {"float32": 1e-4, "bfloat16": 1e-3}  # of pairs; in bfloat16 losses must move by more than they are rounded
 OPTIONS = {"training": ("steps", "per_step", "dtype"), "generation": ("num", "few", "max_new_tokens", "batches")}
 
 
@@ -145,7 +146,7 @@ def training_runs(options: argparse.Namespace, repeat: int, store: TokenStore) -
             pairs_per_step=size,
             microbatch=num,
             seed=repeat,
-            learning_rate=1e-4,
+            learning_rate=RATES[options.dtype],
             folder=options.model,
             store=str(store.path),
             cpu_clock=True,
