@@ -25,8 +25,9 @@ from benchmarks.workload import MODELS
 from bfpo.core.errors import TrainingError
 
 # Of a loss, and of how far losses move, so that agreement says something. In bfloat16 the two sides round at other
-# places: a log-prob of 25 tokens is off by 0.2 nats, their mean by 0.008, and a loss of 0.25 by 0.01.
-AGREEMENT = {"float32": (1e-3, 1 / 20), "bfloat16": (5e-2, 1 / 5)}
+# places: a log-prob of 25 tokens is off by 0.2 nats, their mean by 0.008, and a loss of 0.25 by 0.01. TRL's own two
+# forms differ by 0.05 of a loss.
+AGREEMENT = {"float32": (1e-3, 1 / 20), "bfloat16": (0.1, 1 / 5)}
 REFERENCES = ("precomputed", "online")
 
 
