@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs: list[dict[str, Any]] = [] if known is None else known["runs"]
     for repeat in range(options.repeats):
         found = one_repeat(options, repeat, context)
-        check_same_way(found, options.dtype)
+        check_same_way(found)
         runs += found
         write_results(options.out, file, settings=settings, runs=runs)
     show_tables(options.out, [file])

@@ -131,12 +131,12 @@ def test_batches_of_other_widths_differ_by_less_than_rounding(dtype: torch.dtype
     )
     model: Any = LlamaForCausalLM(config).to(dtype)
     data = pairs(30, np.random.default_rng(7))
-    together, alone = (pair_logps(model, data, pad_token_id=0, pairs_per_batch=size) for size in (30, 1))
+    together, alone = (pair_logps(model, data, pairs_per_batch=size) for size in (30, 1))
     prompts = [str(n) for n in range(30)]
     rows = accuracy_rows(data, prompts, together, alone, beta=0.1)
     assert all(row.tie for row in rows)
     exact = copy.deepcopy(model).double()
-    truth = pair_logps(exact, data, pad_token_id=0)
+    truth = pair_logps(exact, data)
     error = np.abs((together.chosen - together.rejected) - (truth.chosen - truth.rejected))
     # The scale is that of the errors, not of the margins: the float64 model is as far away as rounding, and no further.
     assert error.max() <= 20 * np.max(together.rounding)
@@ -159,7 +159,7 @@ def test_pair_logps_against_one_pair_at_a_time() -> None:
     model: Any = LlamaForCausalLM(config).double()
     data = pairs(13, np.random.default_rng(4))
     model.train()
-    got = pair_logps(model, data, pad_token_id=0, pairs_per_batch=4)
+    got = pair_logps(model, data, pairs_per_batch=4)
     assert model.training
     for n, pair in enumerate(data):
         for side, ids in (("chosen", pair.chosen_ids), ("rejected", pair.rejected_ids)):
@@ -195,12 +195,12 @@ def test_a_batch_is_bounded_by_tokens_unless_a_number_of_pairs_is_given(
         return found
 
     monkeypatch.setattr(accuracy, "sequence_logps", seen)
-    by_tokens = pair_logps(model, data, pad_token_id=0)
+    by_tokens = pair_logps(model, data)
     assert max(tokens for tokens, _ in passes) <= 120 < 4 * 50  # that two of the long pairs have, padded
     assert max(num for _, num in passes) > 2
     assert sum(num for _, num in passes) == len(data)
     passes.clear()
-    by_pairs = pair_logps(model, data, pad_token_id=0, pairs_per_batch=9)
+    by_pairs = pair_logps(model, data, pairs_per_batch=9)
     assert sorted(num for _, num in passes) == [7, 9, 9, 9, 9]
     np.testing.assert_allclose(by_tokens.chosen, by_pairs.chosen, rtol=1e-10)
     np.testing.assert_allclose(by_tokens.rejected, by_pairs.rejected, rtol=1e-10)
@@ -216,9 +216,9 @@ def test_a_log_prob_that_is_not_finite_is_named() -> None:
     data[22].prompt_ids[0] = 2  # a token that no other pair has
     torch.nn.init.constant_(model.model.embed_tokens.weight[2], math.nan)
     with raises(ModelError, "pair 22"):
-        shared_pair_logps(lambda: model, data, ExecutorConfig(), name="runs/policy", pad_token_id=0, pairs_per_batch=4)
+        shared_pair_logps(lambda: model, data, ExecutorConfig(), name="runs/policy", pairs_per_batch=4)
     data[22].prompt_ids[0] = first
-    found = shared_pair_logps(lambda: model, data, ExecutorConfig(), name="runs/policy", pad_token_id=0)
+    found = shared_pair_logps(lambda: model, data, ExecutorConfig(), name="runs/policy")
     assert np.isfinite([found.chosen, found.rejected]).all()
 
 

@@ -53,7 +53,6 @@ def pair_logps(
     model: Any,
     pairs: Sequence[TokenPair],
     *,
-    pad_token_id: int = 0,
     pairs_per_batch: int | None = None,
     reduction: Reduction = "sum",
     longest: int | None = None,
@@ -73,7 +72,8 @@ def pair_logps(
     chosen, rejected = np.empty(len(pairs)), np.empty(len(pairs))
     with evaluating(model):
         for indices in split_by_tokens(texts, form=form, max_tokens=max_tokens, max_pairs=pairs_per_batch):
-            batch = collate_pairs([pairs[index] for index in indices], pad_token_id=pad_token_id, form=form)
+            # Masks decide what counts, so any id that every embedding has will do.
+            batch = collate_pairs([pairs[index] for index in indices], pad_token_id=0, form=form)
             logps = sequence_logps(model, on_device(batch, device), reduction=reduction).logps.cpu().numpy()
             chosen[indices], rejected[indices] = logps[: len(indices)], logps[len(indices) :]
     rounding = margin_rounding(
