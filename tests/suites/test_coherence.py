@@ -102,6 +102,18 @@ def test_nats_per_token_against_a_float64_loop(root: Path) -> None:
         assert value == pytest.approx(-total / len(answer), rel=1e-9)
 
 
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_start_model_is_held_as_for_generating(
+    root: Path, monkeypatch: pytest.MonkeyPatch, native: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr("bfpo.policy.precision.computes_bfloat16", lambda: native)
+    start = StartModel(str(root / "start"))
+    assert start.model.dtype == dtype
+    asked_for = [Completion(str(n), asked(counted(n, 3)), counted(n, 12)) for n in range(5)]
+    exact = StartModel(str(root / "start"), dtype="float64").nats(asked_for)
+    assert start.nats(asked_for) == pytest.approx(exact, abs=0.05)
+
+
 def test_short_and_blank_answers_have_no_nats(root: Path) -> None:
     start = StartModel(str(root / "start"))
     texts = ["", " \n", counted(3, 6), counted(3, 7)]

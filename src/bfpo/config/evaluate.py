@@ -159,8 +159,8 @@ class _Loaded(ConfigPart):
 
     dtype: Literal["float32", "bfloat16", "float16", "float64", "auto"] | None = Field(
         default=None,
-        description="number type that holds the weights; auto = as saved, but answers as `bfpo generate` does; null = "
-        "float32 for log-probabilities, auto for answers",
+        description="number type that holds the weights; auto = as saved, but answers and coherence as `bfpo generate` "
+        "does; null = float32 for log-probabilities, auto for answers and coherence",
     )
     chat_template: PathText | None = Field(
         default=None,

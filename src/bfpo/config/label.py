@@ -118,7 +118,7 @@ class LabelCoherence(CoherenceConfig):
 
     model: PathText = Field(description="start model: folder or hub id")
     dtype: Literal["float32", "bfloat16", "float16", "float64", "auto"] = Field(
-        default="float32", description="number type that holds the weights; auto = as saved"
+        default="auto", description="number type that holds the weights; auto = as `bfpo generate` holds them"
     )
     chat_template: PathText | None = Field(
         default=None, description="file with a Jinja chat template; null = the tokenizer's own, else the default"

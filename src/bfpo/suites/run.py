@@ -347,7 +347,7 @@ def _reader(config: SuitesJob, prompts: Sequence[tuple[Message, ...]]) -> Cohere
         prompts,
         config.executor,
         threads=config.threads,
-        dtype=config.dtype_of_logps,
+        dtype=config.dtype or "auto",
         chat_template=read_template(config.chat_template),
         chat_template_kwargs=config.chat_template_kwargs,
     )
