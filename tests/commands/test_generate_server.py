@@ -430,3 +430,13 @@ def test_a_prompt_that_ends_with_the_assistant_is_continued(server: FaultServer,
     assert (asked[2]["continue_final_message"], asked[2]["add_generation_prompt"]) == (True, False)
     assert not {"continue_final_message", "add_generation_prompt"} & asked[1].keys()
     assert [row.text for row in rows(tmp_path / "run")] == ["on Turn ", "on Which way?"]
+
+
+def test_arguments_of_a_call_go_to_the_server_as_the_text_that_its_api_has(server: FaultServer, tmp_path: Path) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "weigh", "arguments": '{"what": "ä"}'}}
+    turns = [{"role": "user", "content": "How heavy?"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    turns += [{"role": "tool", "content": "3 kg", "tool_call_id": "1"}]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps({"prompt": turns}))
+    run_stage("generate", config(server, file), tmp_path / "run")
+    assert server.bodies[0]["messages"] == turns

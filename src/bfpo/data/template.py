@@ -24,7 +24,14 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["DEFAULT_CHAT_TEMPLATE", "ChatTemplate", "RefusedChatError", "called_functions", "with_template"]
+__all__ = [
+    "DEFAULT_CHAT_TEMPLATE",
+    "ChatTemplate",
+    "RefusedChatError",
+    "called_functions",
+    "with_arguments_as_text",
+    "with_template",
+]
 
 DEFAULT_CHAT_TEMPLATE = """\
 {%- if bos_token is defined and bos_token %}{{ bos_token }}{% endif -%}
@@ -234,11 +241,17 @@ def _best_form(turns: list[dict[str, Any]], render: Callable[[list[dict[str, Any
 
 def _in_form(turn: dict[str, Any], *, null_as_text: bool, arguments_as_text: bool) -> dict[str, Any]:
     form = {**turn, "content": ""} if null_as_text and turn["content"] is None else dict(turn)
-    if arguments_as_text and called_functions(turn):
-        form["tool_calls"] = json.loads(json.dumps(turn["tool_calls"]))  # a copy
-        for call in called_functions(form):
-            if isinstance(call.get("arguments"), dict):
-                call["arguments"] = json.dumps(call["arguments"], ensure_ascii=False)
+    return with_arguments_as_text(form) if arguments_as_text else form
+
+
+def with_arguments_as_text(turn: dict[str, Any]) -> dict[str, Any]:
+    """Return a turn with the arguments of its calls, as far as they are objects, as JSON text."""
+    if not called_functions(turn):
+        return turn
+    form = {**turn, "tool_calls": json.loads(json.dumps(turn["tool_calls"]))}  # a copy
+    for call in called_functions(form):
+        if isinstance(call.get("arguments"), dict):
+            call["arguments"] = json.dumps(call["arguments"], ensure_ascii=False)
     return form
 
 

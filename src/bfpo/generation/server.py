@@ -19,6 +19,7 @@ from bfpo.core.errors import MissingExtraError, ServerError, SettingError, first
 from bfpo.core.schema import Message, canonical_json, from_canonical
 from bfpo.core.secrets import hide_secrets
 from bfpo.data.messages import ends_with_assistant
+from bfpo.data.template import with_arguments_as_text
 from bfpo.generation.replies import (
     Answer,
     Token,
@@ -388,7 +389,7 @@ class Server:
         logprobs = {"logprobs": True, "top_logprobs": form.logprobs} if asks_logprobs else {}
         turns = [Message("user", content)] if isinstance(content, str) else content
         messages = [
-            {**turn.as_dict(), **({"content": _as_parts(turn.content)} if question.as_parts else {})} for turn in turns
+            {**_as_sent(turn), **({"content": _as_parts(turn.content)} if question.as_parts else {})} for turn in turns
         ]
         if question.tools:
             common["tools"] = from_canonical(question.tools)
@@ -493,6 +494,11 @@ def _run(work: Any) -> None:
     thread.join()
     if errors:
         raise errors[0]
+
+
+def _as_sent(turn: Message) -> dict[str, Any]:
+    """Return the message as the API has it: the arguments of calls, which are objects here, as JSON text."""
+    return with_arguments_as_text(turn.as_dict())
 
 
 def _as_parts(text: str) -> list[dict[str, str]]:
