@@ -26,6 +26,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("/absent/model", "/ has no absent"),
         ("a/b/c", "has no a"),
         ("~/model", "write the full path"),
+        ("${MODELS}/model", "$ is not expanded"),
     ],
 )
 def test_what_can_only_be_a_local_folder_must_be_there(name: str, words: str) -> None:
@@ -48,5 +49,8 @@ def test_a_revision_says_that_the_hub_is_meant() -> None:
 def test_files_must_be_there(here: Path) -> None:
     (here / "data.jsonl").write_text("{}")
     check_files(["data.jsonl"])
+    for path in ("~/data.jsonl", "$DATA/data.jsonl"):
+        with raises(DataError, "not expanded in settings"):
+            check_files([path])
     with raises(DataError, "absent.jsonl"):
         check_files(["data.jsonl", "absent.jsonl"])

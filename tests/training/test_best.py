@@ -174,5 +174,8 @@ def test_bad_settings(data: Path) -> None:
     assert not (data / "run" / "metrics.jsonl").exists()  # it is known before training
     with raises(SettingError, "best.metric"):
         preview_stage("train", lacking)
-    with raises(SettingError, "best.metric"):  # what only the method decides, such as pairs that it drops
+    dropped = align(data, method="dpo_s", best={"metric": "safe-safe/accuracy"})
+    with raises(SettingError, "best.metric"):
+        preview_stage("train", dropped)
+    with raises(SettingError, "best.metric"):  # if a metric is lacking all the same
         decided(BestConfig(metric="safe-safe/accuracy"), [0.5], named="safe-safe/loss")

@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 from bfpo.config.describe import allowed, describe_keys, flat_members, items_of, section_of, values_of
 from bfpo.core.console import one_line
 from bfpo.core.errors import ConfigError, first_line
-from bfpo.core.inputs import missing_folder
+from bfpo.core.inputs import missing_folder, no_such_file
 from bfpo.core.secrets import hide_in_setting, hide_secrets
 from bfpo.core.settings import ConfigPart, OneOf, StageConfig
 from bfpo.core.yaml_text import parse_yaml, read_yaml
@@ -336,7 +336,7 @@ def _missing(part: ConfigPart, prefix: str) -> Iterator[str]:
                 yield f"{prefix}{key}: got {value!r}; {problem}"
         elif key in _TEXTS and isinstance(value, str):
             if not Path(value).is_file():
-                yield f"{prefix}{key}: got {value!r}; no such file"
+                yield f"{prefix}{key}: got {value!r}; {no_such_file(value)}"
         elif isinstance(value, ConfigPart):
             yield from _missing(value, f"{prefix}{key}.")
         elif isinstance(value, (list, dict)):

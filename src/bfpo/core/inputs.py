@@ -23,6 +23,7 @@ __all__ = [
     "kind_of",
     "matching_files",
     "missing_folder",
+    "no_such_file",
     "reason_outside",
 ]
 
@@ -190,7 +191,13 @@ def check_files(paths: Iterable[str | Path]) -> None:
     """Raise `DataError` for a path that does not exist, and for a folder without readable files; no hub is asked."""
     for path in expand_files(paths):
         if not path.is_file() and not is_remote(path):
-            raise DataError.at(path, None, "no such file")
+            raise DataError.at(path, None, no_such_file(path))
+
+
+def no_such_file(path: str | Path, what: str = "file") -> str:
+    """Return the message for a path of a setting that does not exist; a home folder or a variable is not expanded."""
+    sign = "~" if str(path).startswith("~") else "$" if "$" in str(path) else ""
+    return f"no such {what}" + (f": {sign} is not expanded in settings; write the full path" if sign else "")
 
 
 def reason_outside(name: str) -> str | None:
@@ -210,18 +217,18 @@ def reason_outside(name: str) -> str | None:
 def missing_folder(model: str, revision: str | None = None) -> str | None:
     """Return why a model's name cannot be used if it means a local folder that does not exist, else `None`.
 
-    A name is local if it starts with `/`, `.` or `~`, has more than one slash, or starts with the name of an existing
-    folder; in the last case a `revision` makes it a hub id.
+    A name is local if it starts with `/`, `.`, `~` or `$`, has more than one slash, or starts with the name of an
+    existing folder; in the last case a `revision` makes it a hub id.
     """
     path = Path(model)
     if path.exists():
         return None
-    local = model.startswith(("/", ".", "~")) or model.rstrip("/").count("/") > 1
+    local = model.startswith(("/", ".", "~", "$")) or model.rstrip("/").count("/") > 1
     beside = not local and not revision and "/" in model and Path(path.parts[0]).is_dir()
     if not (local or beside):
         return None
-    if model.startswith("~"):
-        return "no such folder: ~ is not expanded in settings; write the full path"
+    if model.startswith("~") or "$" in model:
+        return no_such_file(model, "folder")
     there = next(parent for parent in path.parents if parent.is_dir())
     wanted = path.relative_to(there).parts[0]
     close = get_close_matches(wanted, [item.name for item in there.iterdir() if item.is_dir()], n=1)

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from bfpo.core.console import one_line
 from bfpo.core.errors import DataError, first_line
-from bfpo.core.inputs import ALLOWED_KINDS, kind_of
+from bfpo.core.inputs import ALLOWED_KINDS, kind_of, no_such_file
 from bfpo.core.remote import is_remote
 from bfpo.data.fields import ColumnNames
 from bfpo.data.hub_stream import open_lines, open_packed, open_table
@@ -63,7 +63,7 @@ def iter_rows(file: Path) -> Iterator[Row]:
     """
     kind = kind_of(file)
     if not is_remote(file) and not file.is_file():
-        what = "is a folder, a file is needed" if file.is_dir() else "no such file"
+        what = "is a folder, a file is needed" if file.is_dir() else no_such_file(file)
         raise DataError.at(file, None, what)
     if kind is None:
         raise DataError.at(file, None, f"got a file of unknown kind; {ALLOWED_KINDS}")

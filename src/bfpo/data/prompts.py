@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bfpo.core.errors import DataError
+from bfpo.core.inputs import no_such_file
 from bfpo.core.schema import Message, Prompt
 from bfpo.data.fields import ColumnNames, content_id
 from bfpo.data.files import attempt, first_that_fits, mapped_rows, text_rows
@@ -132,7 +133,7 @@ def _parsed(
 
 def _text_rows(file: Path) -> Iterator[Row]:
     if not file.is_file():
-        raise DataError.at(file, None, "no such file")
+        raise DataError.at(file, None, no_such_file(file))
     return text_rows(file)
 
 

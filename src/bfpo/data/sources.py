@@ -12,7 +12,7 @@ from typing import Literal
 
 from bfpo.core.errors import DataError, ServerError, SettingError, first_line
 from bfpo.core.hub import is_lost
-from bfpo.core.inputs import matching_files
+from bfpo.core.inputs import matching_files, no_such_file
 
 __all__ = [
     "NO_HUB",
@@ -128,7 +128,7 @@ def _local_path(source: Source) -> Path | None:
 def _files_at(path: Path, patterns: Sequence[str], *, exact: bool) -> tuple[Path, ...]:
     if not path.is_dir():
         if not path.is_file():
-            raise DataError.at(path, None, "no such file or folder")
+            raise DataError.at(path, None, no_such_file(path, "file or folder"))
         return (path,)
     return tuple(matching_files(path, patterns, exact=exact))
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from bfpo.config import AlignConfig, SftConfig, read_template
@@ -299,6 +300,18 @@ def _check(config: TrainingConfig, name: str, counts: Mapping[str, Any], tokens:
             f"best.metric: got {metric!r}, and no pair of eval_data is {cell} (chosen-rejected); it has: "
             f"{there}; compare one of these or all pairs, or add such pairs"
         )
+    if cell and _drops(config, cell):
+        raise SettingError(
+            f"best.metric: got {metric!r}, and the method drops pairs that are {cell} (chosen-rejected): they have no "
+            "loss to compare; compare another cell or all pairs"
+        )
+
+
+def _drops(config: TrainingConfig, cell: str) -> bool:
+    if not isinstance(config, AlignConfig) or (method := config.method_object()).reads:
+        return False  # no method that reads more than the margin drops pairs
+    labels = (torch.tensor([float(label == "safe")]) for label in cell.split("-"))
+    return bool(method.loss(torch.zeros(1), *labels).dropped)
 
 
 def template_facts(config: TrainingConfig, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
