@@ -440,3 +440,12 @@ def test_arguments_of_a_call_go_to_the_server_as_the_text_that_its_api_has(serve
     file.write_text(json.dumps({"prompt": turns}))
     run_stage("generate", config(server, file), tmp_path / "run")
     assert server.bodies[0]["messages"] == turns
+
+
+def test_an_empty_message_of_the_assistant_at_the_end_is_not_sent(server: FaultServer, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Which way?"}, {"role": "assistant", "content": ""}]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps({"prompt": turns}))
+    run_stage("generate", config(server, file), tmp_path / "run")
+    assert server.bodies[0]["messages"] == turns[:1]
+    assert "continue_final_message" not in server.bodies[0]

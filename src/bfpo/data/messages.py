@@ -24,6 +24,7 @@ __all__ = [
     "parsed_conversation",
     "text_of",
     "tools_of",
+    "without_empty_end",
 ]
 
 _SHAREGPT_ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "observation": "tool", "function": "tool"}
@@ -48,6 +49,12 @@ def ends_with_assistant(messages: Sequence[Message]) -> bool:
     """Return whether the last message is one of the assistant that an answer continues; an empty one is not."""
     last = messages[-1] if messages else None
     return last is not None and last.role == "assistant" and bool(last.content.strip() or last.extra)
+
+
+def without_empty_end(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Return a prompt without an empty message of the assistant at its end, which the answer takes the place of."""
+    ends_empty = bool(messages) and messages[-1].role == "assistant" and not ends_with_assistant(messages)
+    return messages[:-1] if ends_empty else messages
 
 
 # ---------------------------------------------------------------------------------------------------------- text

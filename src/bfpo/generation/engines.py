@@ -14,7 +14,7 @@ from bfpo.core.errors import MissingExtraError, ModelError, ServerError
 from bfpo.core.processes import release_memory
 from bfpo.core.records import OPTIONAL, as_json
 from bfpo.core.schema import Message, canonical_json, from_canonical
-from bfpo.data.messages import ends_with_assistant
+from bfpo.data.messages import ends_with_assistant, without_empty_end
 from bfpo.generation.refill import Work
 from bfpo.generation.replies import Answer
 from bfpo.generation.sampling import Request, answer_batches
@@ -144,7 +144,7 @@ class ServerEngine:
 
     def _question(self, task: Task) -> Question:
         seed = completion_seed(self._seed, task.id)
-        return Question(task.messages, self._max_new_tokens, seed=seed, tools=task.tools)
+        return Question(without_empty_end(task.messages), self._max_new_tokens, seed=seed, tools=task.tools)
 
     def _still_answers(self) -> bool:
         answers: list[Answer] = []
