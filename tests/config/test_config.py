@@ -189,6 +189,7 @@ def test_a_dotted_key_in_a_file_is_shown_as_a_section(tmp_path):
         ("beta=.nan", "beta"),
         ("safety_weight=1", "safety_weight"),
         ("seed=true", "seed"),
+        ("seed=4294967296", "seed"),
         ("gradient_checkpointing=1", "gradient_checkpointing"),
         ("bf16=true", "bf16"),
         ("pairs_per_microbatch=2", "pairs_per_microbatch"),

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from bfpo.config.judges import OwnJudge, OwnNgrams
 from bfpo.config.label import Judges, LabelCache, LeastVotes, PanelRule, Votes, check_votes
-from bfpo.core.settings import ConfigPart, Need, PathText, StageConfig, beside, unless
+from bfpo.core.settings import ConfigPart, Need, PathText, Seed, StageConfig, beside, unless
 from bfpo.data.settings import PairRowsConfig
 from bfpo.data.thinking import ThinkingKey
 from bfpo.execution.settings import Executed
@@ -74,7 +74,7 @@ class CleanConfig(StageConfig, Executed):
     bootstrap_samples: int = Field(
         default=2000, ge=1, description="number of resamples (of prompts) behind the interval of a kappa"
     )
-    seed: int = Field(default=0, ge=0, description="seed of the folds, of the resampling and of data.limit")
+    seed: Seed = Field(default=0, description="seed of the folds, of the resampling and of data.limit")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null = torch's own choice")
     thinking: ThinkingKey = None
 

@@ -119,7 +119,7 @@ def _text_words(metadata: Sequence[Any]) -> str:
 
 
 def _bounds_words(metadata: Iterable[Any]) -> str:
-    limits = [f"{_SIGNS[kind]} {number:g}" for kind, number in bounds_of(metadata)]
+    limits = [f"{_SIGNS[kind]} {number:.10g}" for kind, number in bounds_of(metadata)]
     return f" {' and '.join(limits)}" if limits else ""
 
 

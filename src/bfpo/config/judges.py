@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from bfpo.core.settings import ConfigPart, Need, OneOf, PathText, StageConfig, unless
+from bfpo.core.settings import ConfigPart, Need, OneOf, PathText, Seed, StageConfig, unless
 from bfpo.data.settings import LabelledConfig
 from bfpo.execution.settings import Executed
 from bfpo.generation.settings import BatchSize, MaxRequests, ServerSpec
@@ -39,7 +39,7 @@ class JudgeTrainConfig(OneOf, StageConfig):
         "the same, a fine-tuned classifier, or a ranker of helpfulness from the n-grams of pairs",
     )
     name: str = Field(default="trained", min_length=1, description="name that its verdicts carry")
-    seed: int = Field(default=0, ge=0, description="seed of the folds and of the order of training")
+    seed: Seed = Field(default=0, description="seed of the folds and of the order of training")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null = torch's own choice")
 
     @classmethod

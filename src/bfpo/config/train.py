@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, create_model, model_validator
 from bfpo.config.best import OF_COMPLETIONS, OF_PAIRS, BestConfig
 from bfpo.config.probe import ProbeConfig
 from bfpo.core.hub import check_repository
-from bfpo.core.settings import Need, OneOrMany, PathText, StageConfig, beside, unless
+from bfpo.core.settings import Need, OneOrMany, PathText, Seed, StageConfig, beside, unless
 from bfpo.data.pair_layouts import UNPAIRED
 from bfpo.data.settings import SftDataConfig, TemplateKwargs, TrainDataConfig
 from bfpo.objective.methods import METHODS, Method, make_method, method_settings
@@ -105,7 +105,7 @@ class TrainingKeys(StageConfig):
     )
     weight_decay: float = Field(default=0.0, ge=0, description="weight decay of the optimizer")
     max_grad_norm: float = Field(default=1.0, ge=0, description="gradient norm is clipped to this; 0 = no clipping")
-    seed: int = Field(default=42, ge=0, description="seed of the order of the data and of dropout")
+    seed: Seed = Field(default=42, description="seed of the order of the data and of dropout")
 
     eval_steps: int | None = Field(
         default=None, ge=1, description="optimizer steps between evaluations on eval_data; null = only at the end"

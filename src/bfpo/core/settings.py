@@ -28,6 +28,7 @@ __all__ = [
     "OneOf",
     "OneOrMany",
     "PathText",
+    "Seed",
     "StageConfig",
     "beside",
     "unless",
@@ -44,6 +45,9 @@ def _one_or_many(value: object) -> object:
 
 PathText = Annotated[str, BeforeValidator(_path_text), Field(min_length=1)]
 """A path as text; a relative one is relative to the current directory, not to the YAML file."""
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""A seed of numpy's and of scikit-learn's generators, which take 32 bits."""
 
 OneOrMany = BeforeValidator(_one_or_many)
 """Takes a single text for a list of texts, as in `Annotated[list[str], OneOrMany]`."""
