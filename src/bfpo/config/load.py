@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -296,7 +297,7 @@ def _suggestion(cls: type[ConfigPart], key: str, part: type[ConfigPart]) -> str:
 
 
 def _show(value: object) -> str:
-    text = hide_secrets(repr(value))
+    text = json.dumps(value) if value is None or isinstance(value, bool) else hide_secrets(repr(value))
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
