@@ -12,7 +12,7 @@ from bfpo.core.errors import DataError, ModelError, SettingError
 from bfpo.core.schema import Message
 from bfpo.data import template
 from bfpo.data.chat import ChatEncoder
-from bfpo.data.template import ChatTemplate
+from bfpo.data.template import ChatTemplate, with_template
 from helpers import CHATML, byte_tokenizer
 from messages import raises
 
@@ -134,6 +134,16 @@ def test_an_empty_assistant_message_at_the_end_opens_the_answer() -> None:
 def test_an_assistant_message_that_cannot_be_continued_is_refused(begun: Message, chat_template: str) -> None:
     with raises(DataError, "continued" if begun.content else "tool"):
         ChatEncoder(byte_tokenizer(chat_template)).encode((*QUESTION, begun), (), name="x")
+
+
+def test_a_given_template_renders_prompts_with_tools_from_the_saved_tokenizer_too() -> None:
+    own, tools = {"default": CHATML, "tool_use": "tools" + CHATML, "rag": "rag" + CHATML}, '[{"name":"map"}]'
+    chat = ChatEncoder(byte_tokenizer(own), STYLED)
+    saved = chat.saved_tokenizer
+    assert ChatTemplate(saved).render(QUESTION, tools=tools) == ChatTemplate(byte_tokenizer(STYLED)).render(QUESTION)
+    assert saved.chat_template == {"default": STYLED, "rag": own["rag"]}
+    assert chat.tokenizer.chat_template == own
+    assert with_template(byte_tokenizer(own), CHATML).chat_template == own
 
 
 @pytest.mark.parametrize("value", ["terse", 'it\'s "so"\n', True, False, None, 1.5, ["a", {"b": None}]])

@@ -118,16 +118,16 @@ def test_what_was_trained_whole_beside_an_adapter_is_saved(
     assert torch.allclose(saved(ids).logits, model(ids).logits, atol=1e-4)
 
 
-TWO_TEMPLATES = {"default": "{{ messages[0]['content'] }}", "tool_use": "tools"}
+THREE_TEMPLATES = {"default": "{{ messages[0]['content'] }}", "tool_use": "tools", "rag": "documents"}
 
 
-@pytest.mark.parametrize("own", [None, "{{ messages[0]['content'] }}", TWO_TEMPLATES])
+@pytest.mark.parametrize("own", [None, "{{ messages[0]['content'] }}", THREE_TEMPLATES])
 def test_a_model_is_saved_with_the_template_and_the_end_token_of_its_training(tmp_path: Path, own: Any) -> None:
     tokenizer = byte_tokenizer(own)
     chat = ChatEncoder(tokenizer, CHATML)
     save_policy(tiny_model(vocab_size=260, eos_token_id=EOS), chat.saved_tokenizer, tmp_path)
     found = AutoTokenizer.from_pretrained(tmp_path)
-    assert found.chat_template == ({**own, "default": CHATML} if isinstance(own, dict) else CHATML)
+    assert found.chat_template == ({"default": CHATML, "rag": "documents"} if isinstance(own, dict) else CHATML)
     assert tokenizer.chat_template == own
     assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == [EOS, IM_END]
     assert ChatEncoder(found).end_id == chat.end_id == IM_END

@@ -51,6 +51,7 @@ _REWRITTEN = "the template rewrites the assistant's message at the end, which th
 _MOST_CHARACTERS, _MOST_TIMES = 1_000_000, 100  # a text longer than the sum of the first and the second x its inputs
 
 
+_FOR_TOOLS = "tool_use"  # transformers takes the template of this name for prompts with tools
 _DATE = "date_string"  # the variable of Llama's templates
 _DATE_FORMAT = re.compile(r"""strftime_now\(\s*(?:'([^']+)'|"([^"]+)")""")
 
@@ -195,9 +196,16 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 
 def with_template(tokenizer: PreTrainedTokenizerBase, text: str) -> PreTrainedTokenizerBase:
-    """Return the tokenizer with another chat template; of several named ones the default is replaced."""
+    """Return the tokenizer with another chat template; of several named ones the default is replaced.
+
+    The one for prompts with tools is left out then, since the other template renders these too.
+    """
     own, other = tokenizer.chat_template, copy(tokenizer)
-    other.chat_template = {**own, "default": text} if isinstance(own, dict) else text
+    if isinstance(own, dict):
+        kept = own if text == own.get("default") else {name: one for name, one in own.items() if name != _FOR_TOOLS}
+        other.chat_template = {**kept, "default": text}
+    else:
+        other.chat_template = text
     return other
 
 
