@@ -18,6 +18,7 @@ from bfpo.config import (
     SftConfig,
     ToyConfig,
     load_config,
+    read_template,
 )
 from bfpo.config.describe import describe_keys
 from bfpo.config.load import _apply_override
@@ -381,3 +382,9 @@ def test_a_setting_that_misses_a_list_is_refused(tmp_path, setting, key):
     path.write_text(MIXTURE)
     with raises(ConfigError, key):
         load_config(PrepareConfig, path, [setting])
+
+
+def test_a_byte_order_mark_is_no_part_of_a_chat_template(tmp_path):
+    file = tmp_path / "template.jinja"
+    file.write_bytes(b"\xef\xbb\xbf{{ messages }}\r\n")
+    assert read_template(str(file)) == "{{ messages }}\n"

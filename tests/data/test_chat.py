@@ -156,11 +156,12 @@ def test_a_tokenizer_without_eos_says_what_to_do() -> None:
         "{{ messages[0]['content'] | nosuchfilter }}",
         "{% for %}",
         "{{ raise_exception('never') }}",
+        "",
     ],
 )
 def test_a_template_that_cannot_be_used_is_a_model_error(broken: str) -> None:
     with raises(ModelError):
-        ChatEncoder(byte_tokenizer(), broken)
+        ChatEncoder(byte_tokenizer(CHATML), broken)
 
 
 def test_a_conversation_that_the_template_refuses_is_named() -> None:

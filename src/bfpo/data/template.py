@@ -72,12 +72,13 @@ class ChatTemplate:
         self, tokenizer: PreTrainedTokenizerBase, text: str | None = None, variables: Mapping[str, Any] | None = None
     ) -> None:
         self._tokenizer = tokenizer
-        self.text = text or (None if tokenizer.chat_template else DEFAULT_CHAT_TEMPLATE)
+        own = tokenizer.chat_template
+        self.text = DEFAULT_CHAT_TEMPLATE if text is None and not own else text
         """The template, `None` if it is the tokenizer's own."""
         self._variables = dict(variables or {})
-        own = tokenizer.chat_template
-        source = self.text or (own.get("default", "") if isinstance(own, dict) else own)
-        known = source if self.text or not isinstance(own, dict) else "".join(own.values())
+        one = own if self.text is None else self.text
+        texts = one if isinstance(one, dict) else {"default": one}
+        source, known = texts.get("default", ""), "".join(texts.values())
         unread = [name for name in self._variables if not re.search(rf"\b{re.escape(name)}\b", known)]
         if unread:
             raise SettingError(
