@@ -105,6 +105,26 @@ def test_variables_reach_the_template_and_unread_ones_are_refused() -> None:
         ChatTemplate(byte_tokenizer(), STYLED, {"stlye": "terse"})
 
 
+@pytest.mark.parametrize(
+    ("written", "is_read"),
+    [
+        ("{% if style is not defined %}{% set style = 'brief' %}{% endif %}{{ style }}", True),
+        ("{% generation %}{% for m in messages %}{% break %}{% endfor %}{{ style }}{% endgeneration %}", True),
+        ("{{ 'a' if style | default(false) }}", True),
+        ("A style. {# style #}{{ messages[0].style }}{% set x = 'style' %}", False),
+        ("{% set style = 'brief' %}{{ style }}", False),
+    ],
+)
+def test_a_variable_is_read_where_the_template_looks_it_up(written: str, is_read: bool) -> None:
+    texts = (written, {"default": "{% set style = 'long' %}" + CHATML, "tool_use": written})
+    for tokenizer in map(byte_tokenizer, texts):
+        if is_read:
+            ChatTemplate(tokenizer, None, {"style": "terse"})
+            continue
+        with raises(SettingError, "style"):
+            ChatTemplate(tokenizer, None, {"style": "terse"})
+
+
 @pytest.mark.parametrize(("begun", "head"), [("Go left,", "Go left,"), ("Go left, ", "Go left, "), ("  Go", "  Go")])
 def test_an_assistant_message_at_the_end_is_continued(begun: str, head: str) -> None:
     chat = ChatEncoder(byte_tokenizer(CHATML))

@@ -13,7 +13,7 @@ from copy import copy
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError, meta
 
 from bfpo.core.errors import DataError, ModelError, SettingError, first_line
 from bfpo.core.schema import Message, from_canonical
@@ -51,6 +51,8 @@ _REWRITTEN = "the template rewrites the assistant's message at the end, which th
 _MOST_CHARACTERS, _MOST_TIMES = 1_000_000, 100  # a text longer than the sum of the first and the second x its inputs
 
 
+_PARSER = Environment(extensions=["jinja2.ext.loopcontrols"])
+_GENERATION = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")  # a tag of transformers around answers
 _FOR_TOOLS = "tool_use"  # transformers takes the template of this name for prompts with tools
 _DATE = "date_string"  # the variable of Llama's templates
 _DATE_FORMAT = re.compile(r"""strftime_now\(\s*(?:'([^']+)'|"([^"]+)")""")
@@ -78,8 +80,8 @@ class ChatTemplate:
         self._variables = dict(variables or {})
         one = own if self.text is None else self.text
         texts = one if isinstance(one, dict) else {"default": one}
-        source, known = texts.get("default", ""), "".join(texts.values())
-        unread = [name for name in self._variables if not re.search(rf"\b{re.escape(name)}\b", known)]
+        source = texts.get("default", "")
+        unread = [name for name in self._variables if not any(_reads(text, name) for text in texts.values())]
         if unread:
             raise SettingError(
                 f"chat_template_kwargs: got {', '.join(unread)}, which the chat template does not read; check the "
@@ -160,6 +162,14 @@ class ChatTemplate:
                 f"with {_size(turns, tools):,} characters; pass another one with chat_template"
             )
         return rendered
+
+
+def _reads(template: str, name: str) -> bool:
+    """Return whether a template reads a variable of this name, as far as its syntax is right."""
+    try:
+        return name in meta.find_undeclared_variables(_PARSER.parse(_GENERATION.sub("", template)))
+    except TemplateError:  # rendering says what is wrong
+        return name in template
 
 
 def _size(turns: list[dict[str, Any]], tools: list[Any] | None) -> int:
