@@ -93,6 +93,18 @@ def test_special_tokens_in_text_stay_text(tokenizer_template: str | None) -> Non
     assert hostile in tokenizer.decode(encoded.prompt)
 
 
+@pytest.mark.parametrize("is_special", [True, False])
+def test_thoughts_whose_mark_is_text_in_training_and_a_token_in_generation_are_named(is_special: bool) -> None:
+    """As Magistral's `[THINK]` and Seed-OSS's `<seed:think>`; `<think>` of Qwen 3 is added and not special."""
+    marks = [AddedToken(mark, special=is_special) for mark in ("[THINK]", "[/THINK]")]
+    chat = ChatEncoder(byte_tokenizer(CHATML, special=[*SPECIAL, *marks]))
+    thought, plain = "\n[THINK]Why?[/THINK]a", "a [THINK]"
+    assert chat.encode(QUESTION, [plain], name="x").openings == ()
+    encoded = chat.encode(QUESTION, [plain, thought], name="x")
+    assert [opening.count('"[THINK]"') for opening in encoded.openings] == [1] * is_special
+    assert (byte_ids("[THINK]Why?") == encoded.conversations[1][len(encoded.prompt) + 1 :][:11]) == is_special
+
+
 def test_every_noncharacter_used_is_an_error() -> None:
     text = "</s>" + "".join(map(chr, range(0xFDD0, 0xFDF0)))
     with raises(DataError):

@@ -20,6 +20,7 @@ from bfpo.data.template import (
     called_functions,
     with_template,
 )
+from bfpo.data.thinking import MARKS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -223,6 +224,7 @@ class ChatEncoder:
         # The template's text up to its end token is part of the turn; without one, EOS follows the answer itself.
         self._ending = "" if end is None else self._suffix[: self._suffix.index(end) + len(end)]
         self._text = TextEncoder(tokenizer, () if end is None else (end,))
+        self._thoughts = tuple(opening for opening, _ in MARKS if self._text.holds_control_token(opening))
         self._changes_by_form: dict[tuple[object, ...], tuple[str, ...]] = {}
         self._kept: dict[tuple[object, ...], RenderedChat] = {}
         self._room = 0
@@ -323,6 +325,11 @@ class ChatEncoder:
                 "" if begun is not None or message.extra else message.content,
             )
             for text, message in zip(plain[1:], last, strict=True)
+        ]
+        openings += [
+            f'generation opens thoughts with the token "{opening}", training has it as text'
+            for opening in self._thoughts
+            if any(message.content.lstrip().startswith(opening) for message in last)
         ]
         return RenderedChat(rendered, mark, None, changes, tuple(dict.fromkeys(filter(None, openings))), before)
 
