@@ -52,6 +52,18 @@ def test_only_a_finished_answer_gets_an_end_token(template: str | None, end: int
     assert cut.num_unfinished == finished.count(False)
 
 
+@pytest.mark.parametrize("ending", ["</s>", "\n</s>", " <|im_end|>\n", "\n\n", ""])
+def test_nothing_that_the_template_writes_at_the_end_of_a_turn_follows_an_answer_that_was_cut(ending: str) -> None:
+    """As Llama 2 (a space) and DeepSeek Coder (a line break)."""
+    written = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.role == 'assistant' %}END{% endif %}"
+    written += "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    template = written.replace("END", f"{{{{ {json.dumps(ending)} }}}}")
+    (made,), _ = tokenize_pairs([pair(True, False)], byte_tokenizer(template))
+    assert made.rejected_ids.tolist() == byte_ids("no")
+    assert made.chosen_ids.tolist()[:3] == byte_ids("yes")
+    assert made.chosen_ids.tolist()[-1] in (EOS, IM_END)
+
+
 @pytest.mark.parametrize("limit", [1, 2, 3, 4])
 def test_an_answer_that_training_cuts_has_no_end_token(limit: int) -> None:
     (made,), report = tokenize_pairs([pair(True, False)], byte_tokenizer(), max_completion_length=limit)

@@ -283,22 +283,34 @@ class ChatEncoder:
         self._room = characters
 
     def render(
-        self, prompt: Sequence[Message], answers: Sequence[str | Message], *, name: str, tools: str = ""
+        self,
+        prompt: Sequence[Message],
+        answers: Sequence[str | Message],
+        *,
+        name: str,
+        tools: str = "",
+        finished: Sequence[bool] | None = None,
     ) -> RenderedChat:
-        """Return the texts whose ids `encode` returns, for `encode_rendered`. Raises as `encode` does."""
+        """Return the texts whose ids `encode` returns, for `encode_rendered`. Raises as `encode` does.
+
+        `finished`: of each answer, whether its turn ends after it (`None`: all do); else nothing follows its text.
+        """
         last = [Message("assistant", answer) if isinstance(answer, str) else answer for answer in answers]
-        key = (tuple(prompt), tuple(last), tools)
+        finished = tuple(finished or [True] * len(last))
+        key = (tuple(prompt), tuple(last), tools, finished)
         kept = self._kept.pop(key, None)
         if kept is not None:
             self._room += _size(kept)
             return kept
-        made = self._rendered(prompt, last, name, tools)
+        made = self._rendered(prompt, last, name, tools, finished)
         if 0 < _size(made) <= self._room:
             self._room -= _size(made)
             self._kept[key] = made
         return made
 
-    def _rendered(self, prompt: Sequence[Message], last: list[Message], name: str, tools: str) -> RenderedChat:
+    def _rendered(
+        self, prompt: Sequence[Message], last: list[Message], name: str, tools: str, finished: Sequence[bool]
+    ) -> RenderedChat:
         before = self._before.mark(prompt, last)
         begun: Message | None = None
         if prompt and prompt[-1].role == "assistant":  # the answer continues this message, unless it is empty
@@ -331,7 +343,12 @@ class ChatEncoder:
             for opening in self._thoughts
             if any(message.content.lstrip().startswith(opening) for message in last)
         ]
-        return RenderedChat(rendered, mark, None, changes, tuple(dict.fromkeys(filter(None, openings))), before)
+        answered = [
+            text if whole else text.removesuffix(self._ending)
+            for text, whole in zip(rendered[1:], finished, strict=True)
+        ]
+        openings = list(dict.fromkeys(filter(None, openings)))
+        return RenderedChat([rendered[0], *answered], mark, None, changes, tuple(openings), before)
 
     def _texts(
         self, prompt: Sequence[Message], begun: Message | None, last: Sequence[Message], tools: str, mark: str | None

@@ -214,13 +214,12 @@ class PairTokenizer:
 
     def _token_pair(self, row: Pair | Completion, encoded: EncodedChat) -> TokenPair:
         if isinstance(row, Completion):
-            name, finished, labels = f"completion {row.id}", [row.finished], (1.0, 1.0)
+            name, labels = f"completion {row.id}", (1.0, 1.0)
         else:
             assert row.chosen_is_safe is not None  # checked by _rendered
             assert row.rejected_is_safe is not None
-            finished = [row.chosen_finished, row.rejected_finished][: 1 if row.unpaired else 2]
             name, labels = f"pair {row.id}", (row.chosen_is_safe, row.rejected_is_safe)
-        prompt, answers = _shared_prompt(name, encoded, finished, self._chat, self._counter)
+        prompt, answers = _shared_prompt(name, encoded, _finished(row), self._chat, self._counter)
         prompt, answers = _cut(prompt, answers, self._chat, self._limits, self._counter)
         chosen, rejected = [*answers, []][:2]
         self._counter.add(num_identical=chosen == rejected, num_without_prompt=not row.prompt)
@@ -356,7 +355,14 @@ def _render(row: Pair | Completion | Prompt, chat: ChatEncoder) -> RenderedChat:
         if not text.strip() and not extra:
             raise DataError(f"{name}: {field_name}: got {text!r}; a completion needs text")
     answers = [Message("assistant", *both) for both in texts.values()]
-    return chat.render(row.prompt, answers, name=name, tools=row.tools)
+    return chat.render(row.prompt, answers, name=name, tools=row.tools, finished=_finished(row))
+
+
+def _finished(row: Pair | Completion) -> list[bool]:
+    """Return of each answer whether the model ended it."""
+    if isinstance(row, Completion):
+        return [row.finished]
+    return [row.chosen_finished, row.rejected_finished][: 1 if row.unpaired else 2]
 
 
 def _encoded(
@@ -398,9 +404,9 @@ def _shared_prompt(
         raise ModelError(f"{name}: the chat template writes no common beginning for the prompt and the conversation")
     counter.add(num_pairs=1, num_boundary_moved=start < len(encoded.prompt), num_unfinished=finished.count(False))
     counter.rendered(name, encoded)
-    ended = [chat.ended(ids)[start:] for ids in encoded.conversations]
     return encoded.prompt[:start], [
-        ids if whole else ids[:-1] or ids for ids, whole in zip(ended, finished, strict=True)
+        ([] if whole else ids[start:]) or chat.ended(ids)[start:]  # a template may write nothing of an answer
+        for ids, whole in zip(encoded.conversations, finished, strict=True)
     ]
 
 
