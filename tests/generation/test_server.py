@@ -5,7 +5,9 @@ import gzip
 import json
 import logging
 import math
+import os
 import random
+import signal
 import socket
 import sys
 import time
@@ -752,6 +754,27 @@ def test_inside_an_event_loop(server: FaultServer) -> None:
         return judge(server).judge(completions(3))
 
     assert [verdict.label for verdict in asyncio.run(notebook())] == expected(3)
+
+
+def test_an_interrupt_inside_an_event_loop_ends_the_requests(server: FaultServer) -> None:
+    def reply(text: str, body: dict[str, Any]) -> None:
+        if sum(server.requests.values()) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+
+    async def notebook() -> None:
+        judge(server, max_concurrency=1).judge(completions(30))
+
+    server.reply = reply
+    loop = asyncio.new_event_loop()  # `asyncio.run` would handle the signal
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(notebook())
+    finally:
+        loop.close()
+    num = server.num_requests
+    time.sleep(0.5)
+    assert server.num_requests == num < 10
 
 
 def test_a_key_that_would_travel_in_the_open_is_named(

@@ -9,7 +9,8 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -475,23 +476,38 @@ async def _all_of(workers: Sequence[asyncio.Future[None]], seconds_to_end: float
 
 
 def _run(work: Any) -> None:
-    """Run a coroutine to its end, also if this thread already runs an event loop, as in a notebook."""
+    """Run a coroutine to its end, also if this thread already runs an event loop, as in a notebook.
+
+    An interrupt ends it: no further request is sent.
+    """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         asyncio.run(work)
         return
     errors: list[BaseException] = []
+    started: Future[tuple[asyncio.AbstractEventLoop, Any]] = Future()
+
+    async def noted() -> None:
+        started.set_result((asyncio.get_running_loop(), asyncio.current_task()))
+        await work
 
     def run() -> None:
         try:
-            asyncio.run(work)
+            asyncio.run(noted())
         except BaseException as error:  # raised again below, in the thread that asked
             errors.append(error)
 
     thread = threading.Thread(target=run)
     thread.start()
-    thread.join()
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        loop, task = started.result()
+        with suppress(RuntimeError):  # the loop has just ended
+            loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+        raise
     if errors:
         raise errors[0]
 
