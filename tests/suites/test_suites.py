@@ -137,6 +137,44 @@ def test_a_suite_that_is_added_is_asked_alone(root: Path, done: Path, monkeypatc
     assert len(rows) == len(before) + 6
 
 
+@pytest.mark.parametrize("is_there_at_first", [False, True])
+@pytest.mark.parametrize("stopped", ["between models", "amid the answers"])
+def test_a_stopped_run_goes_on_with_the_suites_that_can_be_asked_now(
+    is_there_at_first: bool, stopped: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "simplesafetytests.csv"
+    rows = "category,prompt\n" + "".join(f"x,w{n} w8\n" for n in range(3))
+    if is_there_at_first:
+        file.write_text(rows)
+    use = {"use": ["demo", "simplesafetytests"], "folders": [str(tmp_path)], "judges": {"harm": "oracle"}}
+    asked: list[str] = []
+    whole, begun = TransformersEngine.complete, []
+
+    def complete(self: TransformersEngine, tasks: Sequence[Task], report: Report) -> None:
+        begun.append(len(tasks))
+        if stopped == "between models" and len(begun) == 2:
+            raise KeyboardInterrupt
+        few = tasks[:2] if stopped == "amid the answers" and len(begun) == 1 else tasks
+        asked.extend(task.id for task in few)
+        whole(self, few, report)
+        if few is not tasks:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TransformersEngine, "complete", complete)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage("evaluate", config(root, **use), tmp_path / "run")
+    file.unlink() if is_there_at_first else file.write_text(rows)
+    run = run_stage("evaluate", config(root, **use), tmp_path / "run", resume=True).path
+    found = [json.loads(line) for line in (run / "answers.jsonl").read_text().splitlines()]
+    counts = {(row["suite"], row["model"]): 0 for row in found}
+    for row in found:
+        counts[row["suite"], row["model"]] += 1
+    suites = {"world": 5} if is_there_at_first else {"world": 5, "simplesafetytests": 3}
+    assert counts == {(suite, model): num for suite, num in suites.items() for model in ("one", "two")}
+    of_world = [name for name in asked if name.startswith("world/")]
+    assert len(of_world) == 2 * len(set(of_world)) == 10  # no model is asked twice
+
+
 def test_answers_are_kept_where_the_list_of_their_prompts_is_gone(root: Path, done: Path) -> None:
     copy = root / "copy"
     shutil.copytree(done, copy)

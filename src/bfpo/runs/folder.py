@@ -43,7 +43,7 @@ from bfpo.data.hub_stream import remote_facts
 from bfpo.generation.settings import HOW_ASKED
 from bfpo.runs.lock import LOCK
 
-__all__ = ["FREE", "RunFolder", "Status", "flat_settings", "model_head", "render_card"]
+__all__ = ["FREE", "RunFolder", "Status", "failed_without_output", "flat_settings", "model_head", "render_card"]
 
 _log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise RunError(f"{path}: is a file; set --out to a new or empty folder")
         occupied = path.is_dir() and any(not item.name.startswith(".") for item in path.iterdir())
-        occupied = occupied and not _failed_without_output(path)
+        occupied = occupied and not failed_without_output(path)
         if occupied and is_first_process():
             folder = cls(path, _earlier_record(path, stage, values, resume), resumed=True)
         else:  # other processes skip the checks: the first one makes them, or is writing to the folder now
@@ -433,7 +433,7 @@ class RunFolder:
                     yield item
 
 
-def _failed_without_output(path: Path) -> bool:
+def failed_without_output(path: Path) -> bool:
     """Return whether the run in a folder failed before it wrote any output, such as by a wrong setting."""
     if any(item.is_file() and item.name not in (_CONFIG, _RECORD, LOCK) for item in path.rglob("*")):
         return False

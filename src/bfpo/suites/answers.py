@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from bfpo.config.suites import EvaluatedModel, WeightsModel
 from bfpo.core.errors import RunError
 from bfpo.core.files import file_digest
 from bfpo.core.provenance import RunFile
-from bfpo.core.records import load
+from bfpo.core.records import as_json, load
 from bfpo.core.schema import Completion, Prompt
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.read import read_completions
@@ -23,7 +25,7 @@ from bfpo.data.write import prompt_row
 from bfpo.generation.earlier import differences
 from bfpo.policy.load import load_tokenizer
 from bfpo.policy.source import num_positions, read_config
-from bfpo.runs.folder import RunFolder
+from bfpo.runs.folder import RunFolder, failed_without_output
 from bfpo.runs.stages import run_stage
 from bfpo.suites.catalogue import Suite
 
@@ -62,8 +64,8 @@ def answer_suites(
         answers.completions.update({suite.name: [] for suite in group})
         if not rows:
             continue
-        asked = folder.write_jsonl(f"{name}.prompts.jsonl", rows)
-        out = _answered(config, _generate(config, model, asked, longest, temperature), folder, name)
+        generate = partial(_generate, config, model, longest=longest, temperature=temperature)
+        out = _answered(config, generate, rows, folder, name)
         for completion in read_completions(out / "completions.jsonl", thinking=config.thinking):
             suite_name, _, own_id = completion.id.partition("/")
             answers.completions[suite_name].append(replace(completion, id=own_id))
@@ -127,7 +129,7 @@ def context_of(model: EvaluatedModel) -> int:
 
 
 def _generate(
-    config: SuitesJob, model: EvaluatedModel, asked: Path, longest: int, temperature: float
+    config: SuitesJob, model: EvaluatedModel, asked: Path, *, longest: int, temperature: float
 ) -> GenerateConfig:
     settings = {
         **model.model_dump(),
@@ -149,19 +151,45 @@ def _generate(
     return GenerateConfig.model_validate({name: value for name, value in settings.items() if name in known})
 
 
-def _answered(config: SuitesJob, generate: GenerateConfig, folder: RunFolder, name: str) -> Path:
-    """Return the folder with the answers: that of `suites.reuse` if it asked the same, else a new run.
+def _answered(
+    config: SuitesJob,
+    generate: Callable[[Path], GenerateConfig],
+    rows: Sequence[Mapping[str, Any]],
+    folder: RunFolder,
+    name: str,
+) -> Path:
+    """Return the folder with the answers to these prompts: that of `suites.reuse` if it asked the same, else a new run.
 
-    A new run takes the answers to prompts that the earlier one asked too.
+    A new run takes the answers to prompts that an earlier one asked too. Where a stopped evaluation goes on with other
+    suites than before, such as one whose file was missing, its run of before is finished and then such an earlier one.
     """
-    if config.suites.reuse is not None:
-        earlier = Path(config.suites.reuse) / name
-        if _is_reusable(earlier, generate):
-            asked = earlier.with_name(f"{earlier.name}.prompts.jsonl")
-            if asked.is_file() and file_digest(asked) == file_digest(generate.prompts):
-                folder.add_facts(reused={**folder.record.get("reused", {}), name: str(earlier)})
-                return earlier
-            generate = generate.model_copy(update={"reuse": str(earlier)})
+    earlier = None if config.suites.reuse is None else Path(config.suites.reuse) / name
+    place, number = name, 1
+    while _asked_others(folder, place, rows):
+        earlier = _run(generate(folder.file(f"{place}.prompts.jsonl")), earlier, folder, place)
+        number += 1
+        place = f"{name}.{number}"
+    return _run(generate(folder.write_jsonl(f"{place}.prompts.jsonl", rows)), earlier, folder, place)
+
+
+def _asked_others(folder: RunFolder, name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether a run of this evaluation has begun to answer other prompts than these."""
+    asked = folder.file(f"{name}.prompts.jsonl")
+    run = folder.file(name)
+    if not asked.is_file() or not (run / "run.json").is_file() or failed_without_output(run):
+        return False
+    before = [json.loads(line) for line in asked.read_text(encoding="utf-8").split("\n") if line]
+    return before != [as_json(row) for row in rows]
+
+
+def _run(generate: GenerateConfig, earlier: Path | None, folder: RunFolder, name: str) -> Path:
+    """Return the folder with the answers: `earlier` if it asked the same, else that of a run, which is resumed."""
+    if earlier is not None and _is_reusable(earlier, generate):
+        asked = earlier.with_name(f"{earlier.name}.prompts.jsonl")
+        if asked.is_file() and file_digest(asked) == file_digest(generate.prompts):
+            folder.add_facts(reused={**folder.record.get("reused", {}), name: str(earlier)})
+            return earlier
+        generate = generate.model_copy(update={"reuse": str(earlier)})
     out = folder.path / name
     run_stage("generate", generate, out, resume=out.exists())
     return out
