@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 import pytest
@@ -232,3 +234,29 @@ def test_the_completions_endpoint() -> None:
     assert read("", "stop").text is None
     assert read("a", "content_filter").blocked
     assert read_completion({"choices": []}).blocked
+
+
+ODD: tuple[Any, ...] = (None, 1, 1.5, True, "x", ["x"], {"x": 1}, [{}])
+
+
+def other_forms(value: Any) -> Iterator[Any]:
+    """Yield a value with something odd in the place of each of its parts."""
+    yield from ODD
+    for place in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        for odd in other_forms(value[place]):
+            other = copy(value)
+            other[place] = odd
+            yield other
+
+
+def test_no_form_of_a_reply_is_a_failure_here() -> None:
+    logprobs = {"content": [{"token": "a", "top_logprobs": [{"token": "a", "logprob": -1.0}]}]}
+    filters = [{"content_filter_results": {"hate": {"filtered": True}}}]
+    choice = {"message": {"content": "a"}, "finish_reason": "content_filter", "logprobs": logprobs}
+    for form in other_forms({"choices": [choice], "prompt_filter_results": filters}):
+        read_chat(form)
+        read_completion(form)
+    for form in other_forms({"detail": [{"loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]}):
+        unsupported_parameter(form)
+    for form in other_forms(AZURE):
+        blocked_reason(400, form)

@@ -193,9 +193,9 @@ def _said(body: Any) -> _Said:
     message, parameter = str(body.get("message") or ""), str(body.get("param") or "")
     if isinstance(details, str):
         message = message or details
-    for item in details if isinstance(details, list) else ():
+    for item in _list(details):
         if isinstance(item, Mapping):
-            place = [str(part) for part in item.get("loc") or () if part != "body"]
+            place = [str(part) for part in _list(item.get("loc")) if part != "body"]
             message = "; ".join(filter(None, (message, f"{'.'.join(place)}: {item.get('msg', '')}")))
     levels = [body, _mapping(body.get("innererror")), _mapping(body.get("inner_error"))]
     codes = tuple(str(level[key]) for level in levels for key in ("code", "type") if level.get(key))
@@ -232,8 +232,8 @@ def read_chat(reply: Any, *, writes: bool = False) -> Answer:
     thoughts = (_string(message.get("reasoning_content")), _string(message.get("reasoning")), thought)
     items = _mapping(choice.get("logprobs")).get("content")
     tokens = []
-    for item in map(_mapping, items if isinstance(items, list) else ()):
-        tops = map(_mapping, item.get("top_logprobs") or ())
+    for item in map(_mapping, _list(items)):
+        tops = map(_mapping, _list(item.get("top_logprobs")))
         pairs = [(top.get("token"), top.get("logprob")) for top in tops]
         tokens.append(Token(str(item.get("token", "")), _numbers(pairs)))
     answer = Answer(
@@ -308,7 +308,7 @@ def _choice(reply: Any) -> Mapping[str, Any] | Answer:
 def _prompt_filters(reply: Mapping[str, Any]) -> Iterator[str]:
     """Yield the filters that struck the prompt: Azure's, or Gemini's reason."""
     for name in ("prompt_filter_results", "prompt_annotations"):
-        for one in reply.get(name) or ():
+        for one in _list(reply.get(name)):
             yield from _filters(one)
     for name in ("prompt_feedback", "promptFeedback"):
         feedback = _mapping(reply.get(name))
@@ -357,6 +357,10 @@ def _parts(content: Any) -> tuple[str | None, str, str]:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _string(value: Any) -> str:
