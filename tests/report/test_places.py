@@ -145,3 +145,8 @@ def test_the_start_is_known_by_its_run(tmp_path: Path) -> None:
     scores = evaluation(tmp_path / "scores", {name: str(run / "model") for name, run in models.items()})
     data = gather([start, other, ours, scores])
     assert {method.name: method.role for method in data.methods} == {"a": "baseline", "b": "start", "c": "baseline"}
+
+
+def test_a_path_that_no_file_can_have_is_one_that_is_not_there(tmp_path: Path) -> None:
+    run = evaluation(tmp_path / "scores", {"a": f"runs/{'long' * 100}/model", "b": "runs/a\0b/model"})
+    assert [method.title for method in gather([run]).methods] == ["a", "b"]

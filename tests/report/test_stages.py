@@ -307,6 +307,7 @@ DAMAGED: dict[str, dict[str, Any]] = {
     "toy": {"toy__json": {"methods": [{"label": "A", "num_right": 1}, {"bad": 1}]}},
     "prepare": {"data__json": {"streams": {"main": {"rows": {"train": "x"}}}, "decontamination": {"a": 3}}},
     "judge-check": {"quality__json": {"quality": {"all": []}, "calibration": [{"low": 1}], "left_out": {"a": "b"}}},
+    "clean": {"clean__json": {"judge": "j", "labels": {"known": 5, "contradicted": "x"}}},
     "label": {}, "generate": {}, "reference": {"forecast__json": {"groups": 3}}, "judge-train": {},
 }  # fmt: skip
 

@@ -125,16 +125,16 @@ def _walk(folder: Path, problems: list[str], depth: int) -> Iterator[Run]:
 def resolve(path: str, run: Run) -> Path | None:
     """Return a path of a run's config: as given, or, if the run was moved, by its last parts near the run.
 
-    `None` if no such file exists.
+    `None` if no such file exists, or if the file system cannot have one of such a name.
     """
-    if Path(path).exists():
-        return Path(path)
     parts = Path(path).parts
-    for root in list(run.path.resolve().parents)[:4]:
-        for start in range(max(0, len(parts) - 4), len(parts)):
-            if (root / Path(*parts[start:])).exists() and len(parts) - start > 1:
-                return root / Path(*parts[start:])
-    return None
+    roots = list(run.path.resolve().parents)[:4]
+    starts = range(max(0, len(parts) - 4), len(parts) - 1)
+    near = (root / Path(*parts[start:]) for root in roots for start in starts)
+    try:
+        return next((found for found in (Path(path), *near) if found.exists()), None)
+    except OSError:  # such as a name that is too long
+        return None
 
 
 def model_name(path: str) -> str:

@@ -275,7 +275,7 @@ def _label(run: Run, shown: str) -> StageResult:
 def _clean(run: Run, shown: str) -> StageResult:
     found = run.load(CleanFile, "clean.json")
     counts, sentence = found.labels, ""
-    if counts.get("known"):
+    if counts.get("known") and "contradicted" in counts:
         sentence = (
             f"{found.judge or 'No judge'} contradicts {counts['contradicted']:,} of {counts['known']:,} labels; "
             f"{found.pairs_left:,} of {found.pairs:,} pairs are left."
