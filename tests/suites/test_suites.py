@@ -24,6 +24,7 @@ from bfpo.scores.scores import Judged
 from bfpo.suites.catalogue import FOLDER, Suite, known_sets, known_suites, load_suites
 from bfpo.suites.files import UnreachableError, find_prompts
 from bfpo.suites.judging import judge_suites, with_refusal
+from bfpo.suites.records import TaskResult
 from bfpo.suites.run import _check_not_twice
 from bfpo.suites.scores import SUITE_METRICS, WIN_RATES, Values, compare_values, labelling_judges, values_of
 from messages import raises, says
@@ -338,6 +339,41 @@ def test_what_cannot_be_reached_is_skipped(root: Path, monkeypatch: pytest.Monke
     assert "cannot be downloaded" in found["suites"][0]["reason"]
     assert {score["suite"] for score in found["scores"]} == {"world"}
     assert "- OR-Bench, hard: bench-llm/or-bench: cannot be downloaded" in (folder / "scores.md").read_text()
+
+
+def test_a_resumed_run_reads_the_data_sets_of_the_commits_that_it_began_with(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits = {letter: letter * 40 for letter in "ab"}
+    for letter, commit in commits.items():
+        (tmp_path / commit).mkdir()
+        (tmp_path / commit / "x.csv").write_text(f"prompt,category\nw1 of {letter},c\n")
+    newest = ["a"]
+
+    def download(hub_id: str, *, revision: str | None, **_: object) -> tuple[Path, str]:
+        commit = revision or commits[newest[-1]]
+        return tmp_path / commit, commit
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bfpo.suites.files.download_dataset", download)
+    monkeypatch.setattr("bfpo.suites.files.matching_files", lambda folder, _: [folder / "x.csv"])
+    monkeypatch.setattr("bfpo.suites.lm_eval._newest", lambda _: commits[newest[-1]])
+    settings = config(root, use=["or-bench", "ifeval"])
+    with monkeypatch.context() as patch:
+        patch.setattr("bfpo.suites.lm_eval.TaskRunner", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage("evaluate", settings, tmp_path / "run")
+    newest.append("b")
+    with monkeypatch.context() as patch:
+        patch.setattr("bfpo.suites.lm_eval._result", lambda *_: TaskResult({"0": 1.0}, "1"))
+        run = run_stage("evaluate", settings, tmp_path / "run", resume=True).path
+    assert {suite["name"]: suite["revision"] for suite in result(run)["suites"]} == dict.fromkeys(
+        ("or-bench", "ifeval"), commits["a"]
+    )
+    assert "w1 of a" in (run / "answers.jsonl").read_text()
+    assert commits["a"] in (run / "tasks" / "bfpo_ifeval.yaml").read_text()
 
 
 def test_a_judge_that_does_not_load_skips_its_suite_or_stops_where_it_is_named(

@@ -25,6 +25,7 @@ from bfpo.training.trained_on import asked_in_training
 from bfpo.world.datasets import held_out_prompts
 
 __all__ = [
+    "COMMITS",
     "ELSEWHERE",
     "TRAINED",
     "SuitePrompts",
@@ -39,6 +40,8 @@ __all__ = [
 _WORLD_SEED = 0
 ELSEWHERE = "in another part of the split"
 TRAINED = "a model was trained on it"
+COMMITS = "suite_commits"
+"""Where `run.json` has the commits of the suites' data sets, which a resumed run reads again."""
 
 
 class UnreachableError(DataError):

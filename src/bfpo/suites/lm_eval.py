@@ -26,7 +26,7 @@ from bfpo.policy.load import load_tokenizer
 from bfpo.policy.trained import require_whole
 from bfpo.runs.folder import RunFolder
 from bfpo.suites.catalogue import FOLDER, Suite
-from bfpo.suites.files import TRAINED, UnreachableError, local_files, read_documents
+from bfpo.suites.files import COMMITS, TRAINED, UnreachableError, local_files, read_documents
 from bfpo.suites.records import TaskResult
 from bfpo.training.trained_on import asked_in_training
 
@@ -97,7 +97,10 @@ def _task(config: SuitesJob, suite: Suite, folder: RunFolder) -> tuple[str, tupl
         documents = folder.write_jsonl(f"tasks/{suite.name}.documents.jsonl", rows)
         return _write_task(suite, folder.path / "tasks", documents, None), (names, None)
     source = str(suite.source.hub)
-    revision = suite.source.revision or _newest(source)
+    commits = folder.record.get(COMMITS, {})
+    revision = suite.at(commits.get(suite.name)).source.revision or _newest(source)
+    if revision is not None:
+        folder.add_facts(**{COMMITS: {**commits, suite.name: revision}})
     return _write_task(suite, folder.path / "tasks", None, revision), (source, revision)
 
 

@@ -38,6 +38,7 @@ from bfpo.suites.catalogue import Suite, load_suites, own_suites
 from bfpo.suites.coherence import CoherenceReader, Reading, judged_answer, make_reader
 from bfpo.suites.depth import measure_depth
 from bfpo.suites.files import (
+    COMMITS,
     TRAINED,
     SuitePrompts,
     UnreachableError,
@@ -258,8 +259,8 @@ def _generative(
             _check_not_twice(config, suite, seen)
             check_ranked(config, suite)
             choice = config.suites.choice(suite.name)
-            prompts[suite.name] = find_prompts(
-                suite,
+            prompts[suite.name] = each = find_prompts(
+                suite.at(folder.record.get(COMMITS, {}).get(suite.name)),
                 config.suites.folders,
                 limit=choice.limit,
                 seed=config.seed,
@@ -269,8 +270,10 @@ def _generative(
         except UnreachableError as error:
             found.facts[suite.name] = _facts(suite, "skipped", reason=str(error))
             continue
-        if prompts[suite.name].files:
-            folder.add_data(suite.name, [str(file) for file in prompts[suite.name].files])
+        if each.files:
+            folder.add_data(suite.name, [str(file) for file in each.files])
+        if each.revision:
+            folder.add_facts(**{COMMITS: {**folder.record.get(COMMITS, {}), suite.name: each.revision}})
     asked = [suite for suite in suites if suite.name in prompts]
     by_suite = {name: each.prompts for name, each in prompts.items()}
     check_harmful(config, asked, by_suite)

@@ -143,6 +143,12 @@ class Suite(_Part):
             raise ValueError("source: hub, files or world is needed")
         return self
 
+    def at(self, commit: str | None) -> Suite:
+        """Return the suite with its data set at a commit of the hub, unless it names one itself."""
+        if commit is None or self.source.revision is not None:
+            return self
+        return self.model_copy(update={"source": self.source.model_copy(update={"revision": commit})})
+
 
 @cache
 def known_suites() -> dict[str, Suite]:
