@@ -14,7 +14,7 @@ from bfpo.config import EvaluateConfig
 from bfpo.config.evaluate import SuitesJob
 from bfpo.config.load import load_config
 from bfpo.config.suites import CoherenceConfig, WeightsModel
-from bfpo.core.errors import ConfigError, DataError, ModelError, RunError, ServerError
+from bfpo.core.errors import ConfigError, DataError, ModelError, RunError, ServerError, SettingError
 from bfpo.core.schema import Completion, Message, Verdict
 from bfpo.generation.engines import Report, Task, TransformersEngine
 from bfpo.judges.refusals import NOT_READ
@@ -305,6 +305,19 @@ def test_a_model_that_is_not_there_stops_the_run_before_another_one_answers(
         with raises(ModelError, name):
             run_stage("evaluate", asked, tmp_path / name)
         assert not (tmp_path / name / "models").exists()
+
+
+def test_a_model_whose_template_does_not_take_its_variables_stops_the_run_before_another_one_answers(
+    root: Path, tmp_path: Path
+) -> None:
+    here = config(root, use=[str(root / "mine.yaml")])
+    other = WeightsModel(name="other", model=str(root / "two"), chat_template_kwargs={"enable_thinking": False})
+    asked = here.model_copy(update={"models": [here.models[0], other]})
+    with raises(SettingError, "other", "enable_thinking"):
+        run_stage("evaluate", asked, tmp_path / "run")
+    assert not (tmp_path / "run" / "models").exists()
+    with raises(SettingError, "other", "enable_thinking"):
+        preview_stage("evaluate", asked)
 
 
 def test_a_suite_is_asked_once_unless_more_than_its_default_judge_differs(root: Path) -> None:

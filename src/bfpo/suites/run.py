@@ -16,9 +16,9 @@ from typing import Any
 
 from bfpo.config import read_template
 from bfpo.config.evaluate import SuitesAndPairsJob, SuitesJob
-from bfpo.config.suites import EvaluatedModel, ServedModel
+from bfpo.config.suites import EvaluatedModel, ServedModel, WeightsModel
 from bfpo.core.console import show
-from bfpo.core.errors import ConfigError, DataError
+from bfpo.core.errors import BfpoError, ConfigError, DataError
 from bfpo.core.inputs import check_files
 from bfpo.core.records import load, load_lines
 from bfpo.core.schema import JudgeFit, Message, Prompt, Score
@@ -33,7 +33,7 @@ from bfpo.runs.stages import run_stage
 from bfpo.scores.people import GroupAnswers, people_results
 from bfpo.scores.records import AccuracyRow, CoherenceBound, PeopleFile, ScoresFile
 from bfpo.scores.scores import join_verdicts
-from bfpo.suites.answers import SuiteAnswers, answer_suites, context_of
+from bfpo.suites.answers import SuiteAnswers, answer_suites, chat_of, context_of
 from bfpo.suites.catalogue import Suite, load_suites, own_suites
 from bfpo.suites.coherence import CoherenceReader, Reading, judged_answer, make_reader
 from bfpo.suites.depth import measure_depth
@@ -109,7 +109,7 @@ def run_suites(config: SuitesJob, folder: RunFolder) -> None:
     suites = load_suites(config.suites.use)
     _check_config(config, suites)
     if not folder.resumed:  # what has answered is not needed again
-        _check_models(config)
+        _check_models(config, suites)
     labels = [] if config.labels is None else read_labels(config.labels)
     for model in config.with_weights():
         folder.add_weights(model.model)
@@ -140,6 +140,7 @@ def preview_suites(config: SuitesJob) -> list[str]:
     lines = [f"models: {', '.join(model.name for model in config.evaluated())}"]
     suites = load_suites(config.suites.use)
     _check_config(config, suites)
+    _check_templates(config, suites, [model for model in config.with_weights() if Path(model.model).is_dir()])
     if config.labels is not None:
         lines.append(f"labels by people: {len(read_labels(config.labels))}")
     for suite in suites:
@@ -205,12 +206,24 @@ def _check_config(config: SuitesJob, suites: Sequence[Suite]) -> None:
         raise ConfigError(f"suites.reuse: got {config.suites.reuse!r}; needed: the folder of an earlier run")
 
 
-def _check_models(config: SuitesJob) -> None:
-    """Raise `ModelError` or `ServerError` for a model that is not there, before the first one has answered."""
+def _check_models(config: SuitesJob, suites: Sequence[Suite]) -> None:
+    """Raise the error of a model that is not there, or cannot be asked, before the first one has answered."""
     for model in config.with_weights():
         check_source(f"model of {model.name}", model.model, revision=model.revision)
     if (start := config.start()) is not None:
         check_source("coherence.model", start[0], revision=start[1])
+    _check_templates(config, suites, config.with_weights())
+
+
+def _check_templates(config: SuitesJob, suites: Sequence[Suite], models: Sequence[WeightsModel]) -> None:
+    """Raise the error of a model whose tokenizer cannot render the prompts of suites, if there are any."""
+    if not any(suite.kind == "generative" for suite in suites):
+        return
+    for model in models:
+        try:
+            chat_of(config, model)
+        except BfpoError as error:
+            raise type(error)(f"model of {model.name}: {error}") from error
 
 
 def _check_metrics(suite: Suite) -> None:
