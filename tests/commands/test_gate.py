@@ -270,6 +270,18 @@ def test_an_unscored_answer_of_the_start_counts_against_the_model(tmp_path: Path
     assert "180 of 200 items have no value of both models" in row.reason
 
 
+def test_a_prompt_that_only_the_start_answered_counts_in_the_worst_rate(tmp_path: Path) -> None:
+    run, start = both(tmp_path / "run")
+    file = tmp_path / "run" / "answers.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    kept = [row for row in rows if not (row["suite"] == "harm" and row["model"] == "tuned" and int(row["id"]) % 4 == 0)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    assert gate(run, start).exit_code == 4
+    row = condition(run, "worst")
+    assert (row.value, row.num, row.num_missing, row.verdict) == (0.9, 200, 50, "cannot tell")
+    assert row.bound == rate_bound([float(n % 4 > 0 and n < 180) for n in range(200)])
+
+
 def test_the_worst_category_counts(tmp_path: Path) -> None:
     answers = [("unsafe" if n % 4 == 0 and n >= 40 else "safe", False, True) for n in range(200)]
     run, start = both(tmp_path / "run", GOOD | {"harm": answers})

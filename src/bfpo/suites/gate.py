@@ -86,7 +86,7 @@ def judge_gate(
         raise DataError("RUN, START: one is an evaluation of completions, the other of suites; evaluate both alike")
     _check_names(config, run, start)
     asked = [_ask(name, getattr(config, name), run, start) for name in _CONDITIONS if getattr(config, name) is not None]
-    worst = None if config.worst is None else _ask("worst", config.worst, run, run)
+    worst = None if config.worst is None else _with_missing(_ask("worst", config.worst, run, run), start)
     suites = _bound_suites(run, start, [part for one in [*asked, *([worst] if worst else [])] for part in one.parts])
     groups = [] if worst is None else list(_groups(worst.parts, categories or {}))
     num = sum(len(one.tests()) for one in asked) + len(groups)
@@ -374,16 +374,40 @@ class _Group:
     prompts: list[str]
 
 
+def _with_missing(asked: _Asked, start: Evaluated) -> _Asked:
+    """Return the parts of one model with the items that only the start has, such as prompts that were too long."""
+
+    def filled(part: _Part) -> _Part:
+        own, suite = part.run, start.suites.get(part.suite)
+        other = None if suite is None else suite.items.get(part.metric)
+        if other is None:
+            return part
+        values = {**dict.fromkeys(other.values), **own.values}
+        items = Items(
+            values,
+            {**other.prompts, **own.prompts},
+            {**other.kinds, **own.kinds},
+            max(0, *(len(one.values) + one.num_more - len(values) for one in (own, other))),
+            {**other.categories, **own.categories},
+        )
+        return replace(part, run=items)
+
+    return replace(asked, parts=[filled(part) for part in asked.parts])
+
+
 def _groups(parts: Sequence[_Part], categories: dict[str, str]) -> Iterator[_Group]:
     """Yield each suite as a whole and, where its prompts have several kinds or categories, each of these."""
     for part in parts:
         items = list(part.run.values)
 
-        def group(name: str, chosen: Sequence[str], part: _Part = part) -> _Group:
-            values, prompts = part.run.values, part.run.prompts
-            return _Group(part.suite, name, part.metric, [values[i] for i in chosen], [prompts[i] for i in chosen])
+        def group(name: str, chosen: Sequence[str], num_more: int = 0, part: _Part = part) -> _Group:
+            values = [*(part.run.values[item] for item in chosen), *[None] * num_more]
+            unknown = [f"{part.suite} unscored {number}" for number in range(num_more)]
+            return _Group(
+                part.suite, name, part.metric, values, [*(part.run.prompts[item] for item in chosen), *unknown]
+            )
 
-        yield group("", items)
+        yield group("", items, part.run.num_more)
         for names in (part.run.kinds, _categories(part.run, categories)):
             known = dict.fromkeys(names[item] for item in items if names[item])
             if len(known) > 1 or (known and not all(names[item] for item in items)):  # else it is the whole suite
