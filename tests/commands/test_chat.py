@@ -106,6 +106,15 @@ def test_a_model_that_cannot_be_asked(models: Path, other: str, monkeypatch: pyt
     fails(result, other)
 
 
+def test_a_template_that_cannot_be_used_is_an_error_before_weights_are_read(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bfpo.commands.chat.load_policy", None)
+    (tmp_path / "template.jinja").write_text("no answer")
+    fails(chat(models, "x\n", "--set", f"chat_template={tmp_path / 'template.jinja'}"), "chat template")
+    fails(chat(models, "x\n", "--set", "chat_template_kwargs={enable_thinking: false}"), "enable_thinking")
+
+
 def test_an_unknown_judge_is_named_before_a_model_is_loaded(models: Path) -> None:
     fails(chat(models, "x\n", "--judge", "oracel", name="nowhere"), "oracel")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bfpo.core.errors import SettingError, StopRequest
+from bfpo.core.errors import ModelError, SettingError, StopRequest
 from bfpo.core.schema import Message
 from bfpo.data.chat import ChatEncoder
 from bfpo.generation.engines import decode
@@ -21,7 +21,7 @@ SAMPLING: dict[str, Any] = {"max_new_tokens": 12, "temperature": 1.0, "seed": 3}
 
 
 def talk(**settings: Any) -> tuple[Talk, Any, ChatEncoder]:
-    model = tiny_model(vocab_size=260, **settings)
+    model = tiny_model(**{"vocab_size": 260, **settings})
     chat = ChatEncoder(byte_tokenizer(CHATML))
     return Talk("tiny", model, chat, ENDS), model, chat
 
@@ -91,6 +91,13 @@ def test_a_message_without_room_is_no_part_of_the_conversation() -> None:
     one, *_ = talk(max_position_embeddings=80)
     with raises(SettingError, "/reset"):
         one.reply("x" * 90, "a", lambda text: None, **SAMPLING)
+    assert one.reply("x", "b", lambda text: None, **SAMPLING).completion.prompt == (Message("user", "x"),)
+
+
+def test_a_message_with_a_token_that_the_model_lacks_is_no_part_of_the_conversation() -> None:
+    one, *_ = talk(vocab_size=4 + 0xC0)  # no row for the first byte of a character beyond ASCII
+    with raises(ModelError, "the conversation"):
+        one.reply("ä", "a", lambda text: None, **SAMPLING)
     assert one.reply("x", "b", lambda text: None, **SAMPLING).completion.prompt == (Message("user", "x"),)
 
 

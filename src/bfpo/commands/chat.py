@@ -22,7 +22,7 @@ from bfpo.generation.talk import Reply, Talk
 from bfpo.judges.asking import judge_answers
 from bfpo.judges.judges import Judge, check_opinions, make_judge
 from bfpo.policy.devices import to_gpu, use_threads
-from bfpo.policy.load import load_policy
+from bfpo.policy.load import load_policy, load_tokenizer
 from bfpo.policy.precision import decoding_dtype
 from bfpo.policy.source import check_source, read_config
 
@@ -57,24 +57,25 @@ def run(config: Path | None, settings: Sequence[str]) -> Outcome:
     for key, (model, revision) in zip(("model", "against"), places, strict=False):
         check_source(key, model_in(model), revision=revision)
     names = _names(places)
-    talks = [_open(name, model, revision, loaded) for name, (model, revision) in zip(names, places, strict=True)]
+    chats = [_encoder(model, revision, loaded) for model, revision in places]  # its errors come before weights are read
+    talks = [_open(name, *place, chat, loaded) for name, place, chat in zip(names, places, chats, strict=True)]
     judge = None if loaded.judge is None else make_judge(loaded.judge)
     is_terminal = sys.stdin.isatty()
-    chat = _Chat(loaded, lambda changes: load_config(ChatConfig, config, [*settings, *changes]), talks, judge)
+    session = _Chat(loaded, lambda changes: load_config(ChatConfig, config, [*settings, *changes]), talks, judge)
     if is_terminal:
         show(f"{' against '.join(names)}; /help shows the commands, /quit ends.")
     for number, line in _lines(is_terminal):
         if not is_terminal:
             show(f"you> {line}")
         try:
-            if not chat.take(line):
+            if not session.take(line):
                 break
         except BfpoError as error:
             if not is_terminal:
                 raise type(error)(f"stdin, line {number}: {error}") from error
             show_error(f"error: {error}")
     models = [{"name": name, "model": model} for name, (model, _) in zip(names, places, strict=True)]
-    facts = {"models": models, "judge": None if judge is None else judge.name, "conversations": chat.told}
+    facts = {"models": models, "judge": None if judge is None else judge.name, "conversations": session.told}
     return Outcome(0, facts)
 
 
@@ -86,13 +87,17 @@ def _names(places: Sequence[tuple[str, str | None]]) -> list[str]:
     return [model if revision is None else f"{model} at {revision}" for model, revision in places]
 
 
-def _open(name: str, model: str, revision: str | None, config: ChatConfig) -> Talk:
+def _encoder(model: str, revision: str | None, config: ChatConfig) -> ChatEncoder:
+    tokenizer = load_tokenizer(model_in(model), revision=revision)
+    return ChatEncoder(tokenizer, read_template(config.chat_template), config.chat_template_kwargs)
+
+
+def _open(name: str, model: str, revision: str | None, chat: ChatEncoder, config: ChatConfig) -> Talk:
     found = model_in(model)
     dtype, why = decoding_dtype(config.dtype, read_config(found, revision=revision).dtype)
     _log.info("%s: weights in %s (%s)", name, dtype, why)
     policy = load_policy(found, dtype=dtype, revision=revision)
     to_gpu(policy.model)
-    chat = ChatEncoder(policy.tokenizer, read_template(config.chat_template), config.chat_template_kwargs)
     ends = {*end_token_ids(policy.model, policy.tokenizer), chat.end_id}
     return Talk(name, policy.model, chat, ends, system=config.system, thinking=config.thinking)
 

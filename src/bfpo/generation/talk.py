@@ -13,8 +13,10 @@ from bfpo.core.errors import SettingError
 from bfpo.core.schema import Completion, Message
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.thinking import Thinking, opens_thought, without_thought
+from bfpo.data.tokenize import check_ids, ids_to_check
 from bfpo.generation.engines import decode
 from bfpo.generation.sampling import Request, answer_batches, positions_left
+from bfpo.policy.source import num_embeddings
 
 __all__ = ["Reply", "Talk"]
 
@@ -45,6 +47,7 @@ class Talk:
     ) -> None:
         self.name = name
         self._model, self._chat, self._ends, self._thinking = model, chat, frozenset(eos_token_ids), thinking
+        self._num_embeddings = ids_to_check(chat.tokenizer, num_embeddings(model.config))
         self.reset(system)
 
     def reset(self, system: str | None) -> None:
@@ -55,6 +58,7 @@ class Talk:
         """Return the conversation with a message, its tokens, and how many a reply may have; raises as `reply` does."""
         prompt = (*self._messages, Message("user", text))
         ids = tuple(self._chat.encode(prompt, (), name="the conversation").prompt)
+        check_ids(ids, self._chat.tokenizer, self._num_embeddings, "the conversation")
         left = positions_left(self._model, len(ids))
         if left is not None and left <= 0:
             raise SettingError(
@@ -72,7 +76,8 @@ class Talk:
         `answer_batches`. After Ctrl-C the reply is what was made until then.
 
         Raises `SettingError` for a conversation that leaves no room for a reply, `RefusedChatError` for one that the
-        chat template refuses; the message is then not part of the conversation.
+        chat template refuses, `ModelError` for a token that the model lacks; the message is then not part of the
+        conversation.
         """
         prompt, ids, left = self.check(text)
         max_new_tokens = max_new_tokens if left is None else min(max_new_tokens, left)
