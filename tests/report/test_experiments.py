@@ -158,6 +158,16 @@ def test_beside_other_runs_a_comparison_is_a_table_of_its_own(tmp_path: Path) ->
     assert "soup," in (write_report(data, tmp_path / "out").with_suffix(".csv")).read_text()
 
 
+def test_two_comparisons_name_every_method_of_the_front(tmp_path: Path) -> None:
+    runs = [write_compare(tmp_path / name) for name in ("one", "two")]
+    for run, front in zip(runs, (["BFPO"], ["BFPO", "soup"]), strict=True):
+        content = json.loads((run / "comparison.json").read_text())
+        (run / "comparison.json").write_text(json.dumps({**content, "pareto_front": front}))
+    first, second = headline(gather(runs)).sentence, headline(gather(runs[::-1])).sentence
+    assert first.startswith("BFPO is the only Pareto-optimal one of 4 models")
+    assert second.startswith("2 of 4 models are Pareto-optimal")
+
+
 def test_a_run_inside_is_on_the_page_when_it_is_asked_for(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path / "sweep")
     data = gather([sweep, sweep / "points" / "p1"])

@@ -134,8 +134,10 @@ def _comparison(run: Run) -> dict[str, Any]:
     ]
     first, count = run.setting("seed", int), run.setting("seeds", int)
     same = {key: run.setting(key, dict) for key in ("world", "model", "sft", "align")}
+    names = {point.title: point.name for point in points}  # the file has titles, a sweep's has names
     return {
         **_plane(found, run),
+        "front": [names.get(title, title) for title in found.pareto_front],
         "points": points,
         "seeds": [] if first is None or count is None else list(range(first, first + count)),
         "facts": {f"Equal for all: {key}": value for key, value in same.items() if value},
