@@ -126,7 +126,10 @@ def test_a_system_text_that_is_written_only_before_a_last_user_turn(system: str)
         "a system message is deleted or changed",
         "a user message is part of the completion",
     }
+    assert report.openings == {}  # they would hold the prompt
     assert report_of(LAST_USER, conversation("")).template_changes == {}
+    behind = LAST_USER.replace("{{ given }}\n\n{{ m.content }}", "{{ m.content }}\n\n{{ given }}")
+    assert report_of(behind, conversation("Speak like a sailor.")).openings == {}
 
 
 def test_earlier_reasoning_a_moved_turn_and_a_rewritten_answer_have_reasons_of_their_own() -> None:

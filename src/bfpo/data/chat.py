@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from bfpo.core.errors import DataError, ModelError
 from bfpo.core.schema import Completion, Message, canonical_json, from_canonical
-from bfpo.data.fidelity import changed_texts, common_length, opening_difference, shortest_text
+from bfpo.data.fidelity import changed_texts, common_length, moves_prompt, opening_difference, shortest_text
 from bfpo.data.messages import ends_with_assistant
 from bfpo.data.rendered import RenderedText
 from bfpo.data.template import (
@@ -338,6 +338,8 @@ class ChatEncoder:
             )
             for text, message in zip(plain[1:], last, strict=True)
         ]
+        if moves_prompt(changes):  # the openings then hold its text, another one in every row
+            openings = []
         openings += [
             f'generation opens thoughts with the token "{opening}", training has it as text'
             for opening in self._thoughts

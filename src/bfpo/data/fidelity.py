@@ -12,7 +12,7 @@ from bfpo.data.fields import REASONING
 from bfpo.data.template import called_functions
 from bfpo.data.thinking import MARKS
 
-__all__ = ["changed_texts", "common_length", "opening_difference", "shortest_text"]
+__all__ = ["changed_texts", "common_length", "moves_prompt", "opening_difference", "shortest_text"]
 
 _CLOSED = re.compile("|".join(re.escape(closing) for _, closing in MARKS))
 _SHOWN = 40
@@ -47,6 +47,11 @@ def changed_texts(prompt: Sequence[Message], answer: Message | None, tools: str,
     """
     found = _changes(prompt, answer, tools, head, whole, spaced=True)
     return found and _changes(prompt, answer, tools, head, whole, spaced=False)
+
+
+def moves_prompt(changes: Sequence[str]) -> bool:
+    """Return whether `changed_texts` has found a message of the prompt in another place, or not at all."""
+    return any(change.startswith(f"{name} is ") for change in changes for name in _NAMES.values())
 
 
 def opening_difference(head: str, whole: str, answer: str) -> str:
