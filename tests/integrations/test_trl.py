@@ -83,6 +83,22 @@ def test_loss_and_gradient_are_ours(tmp_path, method, settings, precomputed):
     assert float((mine - right).norm() / right.norm()) < 1e-6
 
 
+def test_a_model_that_does_more_to_its_logits_than_its_head_is_asked_for_its_own(tmp_path):
+    def tripled() -> Any:
+        model = tiny_model(seed=1, dtype=torch.float64)
+        model.config.lm_head_multiplier = 3.0  # as Falcon-H1 names it, for TRL's reference
+        model.register_forward_hook(
+            lambda _, __, output: type(output)(logits=3 * output["logits"]) if "logits" in output else None
+        )
+        return model
+
+    theirs = trl_trainer(tmp_path, others={"model": tripled(), "ref_model": tripled()})
+    loss = theirs.compute_loss(theirs.model, batch_of(theirs))
+    labels = torch.tensor(CELLS, dtype=torch.float64).unbind(1)
+    at_start = preference_loss(torch.zeros(4, dtype=torch.float64), *labels, method="bfpo", beta=0.1).loss.mean()
+    assert float(loss) == pytest.approx(float(at_start), rel=1e-6)  # the policy is the reference
+
+
 def weights(trainer: Any) -> list[torch.Tensor]:
     return [part.detach().clone() for part in trainer.model.parameters()]
 

@@ -19,6 +19,7 @@ from bfpo.core.errors import LabelError, MissingExtraError, SettingError, first_
 from bfpo.objective.losses import preference_loss
 from bfpo.objective.methods import ReadsBeside, make_method
 from bfpo.policy.logps import sequence_logps
+from bfpo.policy.probe import choose_form
 
 try:
     require_version("trl>=1.16")
@@ -122,6 +123,9 @@ class TRLBFPOTrainer(DPOTrainer):  # type: ignore[misc]
         if not isinstance(self.data_collator, DataCollatorForPreference):
             raise SettingError("train_dataset: has images, which are not read here; leave their column out")
         self.data_collator = LabelledPairCollator(self.data_collator)
+        # Whether the head alone gives the model's logits; TRL bounds the lengths itself.
+        alike = {"process_index": args.process_index, "num_processes": args.world_size}
+        choose_form(self.model, "padded", longest_text=1, **alike)
 
     def _describe(self, method: str) -> None:
         """Set what TRL writes on the model card: the attributes that each of its trainers sets for its own method."""
