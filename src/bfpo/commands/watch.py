@@ -7,19 +7,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 from bfpo.core.console import Outcome, show
 from bfpo.core.errors import BfpoError, ConfigError
+from bfpo.core.local_server import HOST, LocalServer
 from bfpo.report.data import ReportData
 from bfpo.report.gather import gather
 from bfpo.report.page import render_html
 
 __all__ = ["make_server", "run"]
 
-_HOST = "127.0.0.1"
 _HEADERS = {
     "Content-Type": "text/html; charset=utf-8",
     "Cache-Control": "no-store",
@@ -38,7 +38,7 @@ def run(folders: Sequence[Path], port: int, every: int, main: str | None) -> Out
     """
     gather(folders, main=main)  # raises errors in the folders here, not in a browser
     with make_server(folders, port=port, every=every, main=main) as server:
-        show(f"The page, on this machine only: http://{_HOST}:{server.server_port}/ (Ctrl-C to stop)")
+        show(f"The page, on this machine only: http://{HOST}:{server.server_port}/ (Ctrl-C to stop)")
         server.serve_forever()
     show(
         "The run has ended, and the browser has its last page; make a file of it with: bfpo report RUN --out PAGE.html"
@@ -46,9 +46,7 @@ def run(folders: Sequence[Path], port: int, every: int, main: str | None) -> Out
     return Outcome(0, {"runs": [str(folder) for folder in folders]})
 
 
-def make_server(
-    folders: Sequence[Path], *, port: int = 0, every: int = 10, main: str | None = None
-) -> ThreadingHTTPServer:
+def make_server(folders: Sequence[Path], *, port: int = 0, every: int = 10, main: str | None = None) -> LocalServer:
     """Return a server, bound to 127.0.0.1, that answers GET / with the current page of the folders.
 
     The page is remade once it is older than `every` seconds, and reloads itself at that interval while a run is in
@@ -64,9 +62,8 @@ def make_server(
 
         def do_GET(self) -> None:
             """Answer with the page."""
-            allowed = {f"{name}:{server.server_port}" for name in (_HOST, "localhost")}
-            if self.headers.get_all("Host") is None or not set(self.headers.get_all("Host") or ()) <= allowed:
-                self._answer(HTTPStatus.FORBIDDEN, f"only for this machine: open it as {_HOST}")
+            if self.headers.get_all("Host") is None or not set(self.headers.get_all("Host") or ()) <= server.names:
+                self._answer(HTTPStatus.FORBIDDEN, f"only for this machine: open it as {HOST}")
             elif self.path != "/":
                 self._answer(HTTPStatus.NOT_FOUND, "the only page is /")
             else:
@@ -86,13 +83,7 @@ def make_server(
         def log_message(self, format: str, *args: Any) -> None:
             """Do not log requests."""
 
-    try:
-        server = ThreadingHTTPServer((_HOST, port), Handler)
-    except OSError as error:
-        raise ConfigError(
-            f"--port: {port} cannot be used ({error.strerror}); choose another, or 0 for any free port"
-        ) from error
-    server.daemon_threads = True
+    server = LocalServer(port, Handler)
     return server
 
 

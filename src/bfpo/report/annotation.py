@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from typing import Any
 from markupsafe import Markup
 
 from bfpo.core.characters import visible
-from bfpo.core.errors import BfpoError, ConfigError, DataError
+from bfpo.core.errors import BfpoError, DataError
+from bfpo.core.local_server import HOST, LocalServer
 from bfpo.core.schema import VerdictRow
 from bfpo.judges.annotation import Annotations, Candidate, interval_words
 from bfpo.report.models import prompt_text, read_texts, texts_of
@@ -29,7 +30,7 @@ from bfpo.suites.records import SuiteAnswer
 __all__ = ["answers_of", "make_server", "render"]
 
 _log = logging.getLogger(__name__)
-_HOST, _LONGEST = "127.0.0.1", 4096  # bytes of a request
+_LONGEST = 4096  # bytes of a request
 _STAGES = ("generate", "evaluate", "redteam")
 
 
@@ -131,7 +132,7 @@ def _state(annotations: Annotations) -> dict[str, Any]:
     return {"said": said, "words": interval_words(annotations.sample, len(said))}
 
 
-def make_server(annotations: Annotations, *, port: int = 0) -> tuple[ThreadingHTTPServer, str]:
+def make_server(annotations: Annotations, *, port: int = 0) -> tuple[LocalServer, str]:
     """Return a server, bound to 127.0.0.1, and its address: the page at `/TOKEN/`, which labels by POST.
 
     The token is new for each server: other users of the machine and other sites do not know it. Requests with another
@@ -185,11 +186,10 @@ def make_server(annotations: Annotations, *, port: int = 0) -> tuple[ThreadingHT
                 threading.Thread(target=server.shutdown).start()  # it waits for the loop that this thread serves
 
         def _refused(self) -> bool:
-            allowed = {f"{name}:{server.server_port}" for name in (_HOST, "localhost")}
             hosts, origins = self.headers.get_all("Host") or [""], self.headers.get_all("Origin") or []
-            if set(hosts) <= allowed and set(origins) <= {f"http://{name}" for name in allowed}:
+            if set(hosts) <= server.names and set(origins) <= {f"http://{name}" for name in server.names}:
                 return False
-            self._answer(HTTPStatus.FORBIDDEN, f"only for this machine: open it as {_HOST}")
+            self._answer(HTTPStatus.FORBIDDEN, f"only for this machine: open it as {HOST}")
             return True
 
         def _answer(self, status: HTTPStatus, text: str, *, kind: str = "text/html", policy: str = "") -> None:
@@ -212,9 +212,5 @@ def make_server(annotations: Annotations, *, port: int = 0) -> tuple[ThreadingHT
         def log_message(self, format: str, *args: Any) -> None:
             """Do not log requests."""
 
-    try:
-        server = ThreadingHTTPServer((_HOST, port), Handler)
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"--port: {port} cannot be used ({error}); choose another, or 0 for any free port") from error
-    server.daemon_threads = True
-    return server, f"http://{_HOST}:{server.server_port}/{token}/"
+    server = LocalServer(port, Handler)
+    return server, f"http://{HOST}:{server.server_port}/{token}/"
