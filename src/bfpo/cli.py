@@ -496,7 +496,7 @@ def _perform(
             if out is not None:
                 facts |= {"out": str(out), "resumable": (out / "run.json").is_file()}
             outcome = Outcome(code, facts)
-            _show_problem(message, debug)
+            _show_problem(message, debug, counted=isinstance(error, ConfigError))
     if as_json and is_first_process():
         from bfpo.core.records import as_json as json_values
 
@@ -524,11 +524,12 @@ def _words_for(command: str, error: BaseException, debug: bool, resume_with: str
     return f"bfpo {command} failed: {type(error).__name__}: {error}{hint}", 1
 
 
-def _show_problem(message: str, debug: bool) -> None:
+def _show_problem(message: str, debug: bool, *, counted: bool) -> None:
+    """Show what is wrong; `counted`: each line is a problem of its own."""
     if debug:
         show_error(traceback.format_exc().rstrip())
     problems = message.split("\n")
-    text = message if len(problems) == 1 else "\n  ".join([f"{len(problems)} problems:", *problems])
+    text = message if len(problems) == 1 or not counted else "\n  ".join([f"{len(problems)} problems:", *problems])
     show_error(f"error: {text}")
 
 

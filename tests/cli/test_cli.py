@@ -142,6 +142,11 @@ def test_what_typer_refuses_has_exit_status_2(arguments, key, tmp_path, monkeypa
     ("error", "exit_code", "words"),
     [
         (DataError.at("pairs.jsonl", 3, "no prompt"), 2, "error: pairs.jsonl:3: no prompt\n"),
+        (
+            DataError("2 of 3 rows cannot be used\n  a.jsonl:1: prompt: missing\nfix these rows"),
+            2,
+            "error: 2 of 3 rows cannot be used\n  a.jsonl:1: prompt: missing\nfix these rows\n",
+        ),
         (TrainingError("first loss is 3"), 1, "error: first loss is 3\n"),
         (
             ZeroDivisionError("by zero"),
