@@ -59,6 +59,8 @@ def test_a_judge_reads_an_answer_that_continues_the_prompt_as_one_message() -> N
     whole = Completion("c", begun[:1], "Sure, like this")
     encoder, ask = PromptEncoder(tokenizer), FORMATS["llama-guard-3"].ask
     assert encoder.ids([continued], ask) == encoder.ids([whole], ask)
+    opened = Completion("c", (*begun[:1], Message("assistant", "\n")), "Sure, like this")
+    assert encoder.ids([opened], ask) == encoder.ids([whole], ask)
 
 
 def test_variables_of_a_judges_template_and_those_of_its_format() -> None:

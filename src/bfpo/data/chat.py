@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from bfpo.core.errors import DataError, ModelError
 from bfpo.core.schema import Completion, Message, canonical_json, from_canonical
 from bfpo.data.fidelity import changed_texts, common_length, moves_prompt, opening_difference, shortest_text
-from bfpo.data.messages import ends_with_assistant
+from bfpo.data.messages import ends_with_assistant, without_empty_end
 from bfpo.data.rendered import RenderedText
 from bfpo.data.template import (
     DEFAULT_CHAT_TEMPLATE,
@@ -478,9 +478,13 @@ def _joined(begun: Message, answer: Message) -> Message:
 
 
 def whole_answer(completion: Completion) -> Completion:
-    """Return a completion that continues a message of the assistant with the whole message as its text."""
+    """Return a completion that continues a message of the assistant with the whole message as its text.
+
+    An empty message, whose place the answer takes, is left out.
+    """
     if not ends_with_assistant(completion.prompt):
-        return completion
+        prompt = without_empty_end(completion.prompt)
+        return completion if prompt is completion.prompt else replace(completion, prompt=prompt)
     return replace(completion, prompt=completion.prompt[:-1], text=completion.prompt[-1].content + completion.text)
 
 
