@@ -98,3 +98,19 @@ def test_a_demo_s_page_takes_a_title(tmp_path: Path) -> None:
     write_report(fake_report(), write_run(tmp_path / "demo", "demo"))
     assert gather([tmp_path / "demo"], title="Mine").title == "Mine"
     assert gather([tmp_path / "demo"]).title == fake_report().title
+
+
+def test_an_evaluation_without_scores_yet_is_no_model(tmp_path: Path) -> None:
+    done = write_suites(tmp_path / "done")
+    models = {"models": [{"name": "one", "model": "runs/one"}], "suites": {"use": ["demo"]}}
+    begun = write_run(tmp_path / "begun", "evaluate", models)
+    record = json.loads((begun / "run.json").read_text())
+    (begun / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    asked = {"id": "demo/a", "prompt": [{"role": "user", "content": "How?"}], "text": "So.", "model": "one"}
+    write_run(begun / "models" / "one" / "answers", "generate", {"model": "runs/one"}, completions__jsonl=[asked])
+    both = gather([done, begun])
+    assert [method.name for method in both.methods] == ["ours", "theirs"]
+    assert headline(both).sentence == headline(gather([done])).sentence
+    assert any("begun (evaluate) is running" in line for line in both.absent)
+    (sample,) = gather([begun]).samples  # what is answered so far
+    assert (sample.prompt, sample.answers[0].method) == ("How?", "one")

@@ -229,7 +229,13 @@ def _digest(prompts: Iterable[str]) -> str:
 
 
 def _add_single(run: Run, scores: Sequence[Score], models: dict[str, Model]) -> None:
-    """Add a run over one model: scores, accuracy by pair, and verdicts, with texts from the run of `generate`."""
+    """Add a run over one model: scores, accuracy by pair, and verdicts, with texts from the run of `generate`.
+
+    One that has got to none of these adds nothing: over suites, its model would be named after its folder.
+    """
+    margins, verdicts = run.rows(AccuracyRow, "accuracy.jsonl"), run.rows(VerdictRow, "verdicts.jsonl")
+    if not (scores or margins or verdicts):
+        return
     texts = texts_of(run)
     asked = next((completion.model for completion in texts.values()), "")
     path = run.setting("model", str) or asked
@@ -238,8 +244,7 @@ def _add_single(run: Run, scores: Sequence[Score], models: dict[str, Model]) -> 
     model.result.accuracy.extend(score for score in scores if score.metric.startswith("accuracy"))
     if model.result.scores:  # a run of accuracy alone fills no row
         model.result = replace(model.result, home="")
-    model.margin_rows = run.rows(AccuracyRow, "accuracy.jsonl")
-    verdicts = run.rows(VerdictRow, "verdicts.jsonl")
+    model.margin_rows = margins
     _add_judged(model, texts, verdicts, _thresholds(run))
     if verdicts and _judged_file(run) is None:
         run.problems.append(
