@@ -16,6 +16,7 @@ from bfpo.policy.load import (
     disable_dropout,
     init_policy,
     load_policy,
+    load_tokenizer,
     pad_token_id,
     set_trainable,
 )
@@ -291,3 +292,16 @@ def test_an_adapter_on_a_shared_weight_is_refused(target: str) -> None:
         set_trainable(tiny_model(tie_word_embeddings=True), "all", {"r": 2, "target_modules": ["q_proj", target]})
     set_trainable(tiny_model(), "all", {"r": 2, "target_modules": ["q_proj", target]})
     set_trainable(tiny_model(tie_word_embeddings=True), "all", {"r": 2, "target_modules": ["q_proj"]})
+
+
+def test_a_tokenizer_in_a_file_of_sentencepiece_names_the_package_that_reads_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise ValueError("`tiktoken` is required to read a `tiktoken` file. Install it with `pip install tiktoken`.")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fails)
+    for found, words in ((None, "sentencepiece"), (object(), "tiktoken")):
+        monkeypatch.setattr("bfpo.policy.load.find_spec", lambda name, found=found: found)
+        with raises(ModelError, words):
+            load_tokenizer(folder)

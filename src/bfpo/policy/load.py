@@ -9,6 +9,7 @@ from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -255,6 +256,11 @@ def load_tokenizer(
             str(start), revision=revision or "main", trust_remote_code=trust_remote_code
         )
     except Exception as error:
+        if "tiktoken" in str(error) and find_spec("sentencepiece") is None:  # which transformers tries first
+            raise ModelError(
+                f"tokenizer: {start!r} has no tokenizer.json; to read its tokenizer.model, install the package "
+                "sentencepiece (Llama 2, Mistral), or tiktoken if the file is of that kind (Llama 3)"
+            ) from error
         raise cannot_load("tokenizer", start, error) from error
     return with_template_of(tokenizer, model) if start != str(model) else tokenizer
 
