@@ -93,6 +93,15 @@ def test_resume_of_a_torn_record_says_so(tmp_path):
         new(tmp_path / "run", resume=True)
 
 
+@pytest.mark.parametrize("text", ["[1]", '{"stage": "toy", "config": null}'])
+@pytest.mark.parametrize("resume", [False, True])
+def test_the_record_of_another_program_is_refused(tmp_path, text, resume):
+    new(tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text(text)
+    with raises(RunError, "run.json"):
+        new(tmp_path / "run", resume=resume)
+
+
 def test_leftovers_of_a_killed_first_write_do_not_block(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".run.json.1.part").write_text("half")

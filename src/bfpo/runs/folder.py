@@ -473,6 +473,8 @@ def _earlier_record(path: Path, stage: str, config: dict[str, Any], resume: bool
     if not (path / _RECORD).exists():
         raise RunError(f"{path}: is not empty and holds no run of bfpo; set --out to a new or empty folder")
     record: dict[str, Any] = _read_json(path / _RECORD)
+    if not isinstance(record, dict) or not isinstance(record.get("config", {}), dict):
+        raise RunError(f"{path / _RECORD}: is not the record of a run; start a new run in another --out")
     known = f"{path}: holds a run of `{record.get('stage')}` ({record.get('status')})"
     if record.get("stage") != stage:
         raise RunError(f"{known}, not of `{stage}`; set --out to a new or empty folder")
