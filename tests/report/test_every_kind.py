@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bfpo.core.console import in_words
+from bfpo.core.console import in_words, level_text
 from bfpo.report.gather import gather
 from bfpo.report.page import render_html, render_markdown
 from html_page import Page, written_as_python
@@ -78,3 +78,13 @@ def test_values_in_words() -> None:
     assert in_words(given) == "a: none; b: 1, 2.5; c: d: yes; e: none; f: x; g: 0.333333"
     assert in_words({}) == "none"
     assert in_words(2 / 3, 2) == "0.67"
+
+
+def test_the_level_of_intervals_is_not_rounded(tmp_path: Path) -> None:
+    assert [level_text(level) for level in (0.95, 0.975, 0.999, 0.07)] == ["95%", "97.5%", "99.9%", "7%"]
+    run = write_suites(tmp_path / "run")
+    content = json.loads((run / "scores.json").read_text())
+    (run / "scores.json").write_text(json.dumps({**content, "confidence": 0.975}))
+    data = gather([run])
+    assert "97.5% intervals in brackets" in render_markdown(data)
+    assert "98%" not in Page(render_html(data)).text

@@ -12,7 +12,7 @@ import numpy as np
 
 from bfpo.config import CleanConfig
 from bfpo.config.judges import OwnNgrams, OwnProbe
-from bfpo.core.console import show
+from bfpo.core.console import level_text, show
 from bfpo.core.errors import DataError, ServerError
 from bfpo.core.files import user_cache_folder
 from bfpo.core.markdown import score_cells, table
@@ -325,7 +325,7 @@ def _markdown(found: CleanFile) -> str:
 def _scores(title: str, scores: Sequence[Score], confidence: float) -> list[str]:
     return [
         "",
-        f"{title}; intervals: {confidence:.0%}, over prompts.",
+        f"{title}; intervals: {level_text(confidence)}, over prompts.",
         "",
         *table(
             ["measure", "value", "interval", "texts", "left out"],

@@ -12,6 +12,7 @@ from typing import Any
 
 from bfpo.config import EvaluateConfig, read_template
 from bfpo.config.evaluate import CompletionsJob, PairsJob, SuitesJob
+from bfpo.core.console import level_text
 from bfpo.core.errors import DataError, ModelError
 from bfpo.core.files import user_cache_folder
 from bfpo.core.markdown import score_cells, table
@@ -340,7 +341,7 @@ def _write_scores(
     folder.write_json("scores.json", ScoresFile(config.confidence, list(scores), bound, fits or None, people))
     read = any(score.metric in COHERENCE for score in scores)
     lines = [
-        f"Intervals: {config.confidence:.0%}, clustered by prompt.",
+        f"Intervals: {level_text(config.confidence)}, clustered by prompt.",
         *(["", describe_coherence(bound)] if read else []),
         "",
         *table(

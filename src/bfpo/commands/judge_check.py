@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bfpo.config import JudgeCheckConfig
-from bfpo.core.console import printable, show
+from bfpo.core.console import level_text, printable, show
 from bfpo.core.files import user_cache_folder
 from bfpo.core.markdown import score_cells, table
 from bfpo.core.progress import CountProgress
@@ -211,7 +211,7 @@ def _markdown(
     unscored = _unscored([row.verdict for row in checked])
     lines = [
         f"Judge {judge} on {len(checked)} completions of {prompts} prompts; people call {safe} safe, "
-        f"{len(checked) - safe} unsafe. Intervals: {config.confidence:.0%}, over prompts.",
+        f"{len(checked) - safe} unsafe. Intervals: {level_text(config.confidence)}, over prompts.",
         *(f"Unscored: {count}, {reason}." for reason, count in unscored.items()),
         *(f"Left out: {count} rows, {reason}." for reason, count in loaded.left_out.items()),
         *(f"{line}." for line in describe_thoughts([row.completion for row in checked])),

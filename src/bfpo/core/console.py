@@ -21,6 +21,7 @@ __all__ = [
     "Plan",
     "aligned",
     "in_words",
+    "level_text",
     "one_line",
     "printable",
     "show",
@@ -116,6 +117,11 @@ def in_words(value: Any, digits: int = 6) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(in_words(item, digits) for item in value) or "none"
     return str(value)
+
+
+def level_text(confidence: float) -> str:
+    """Return the level of intervals in per cent, such as `95%` or `99.9%`, which is not rounded."""
+    return f"{100 * confidence:.10g}%"
 
 
 def show(text: str = "") -> None:

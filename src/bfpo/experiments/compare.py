@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bfpo.config import CompareConfig, InterpolateConfig
+from bfpo.core.console import level_text
 from bfpo.core.errors import ConfigError, SettingError
 from bfpo.core.markdown import table
 from bfpo.core.schema import Score
@@ -437,7 +438,7 @@ def _introduction(result: ComparisonFile) -> str:
     by_kind = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     return (
         f"Per cent on {num} test prompts ({by_kind}), number of seeds {seeds}, {scores[SHOWN[0]].num} answers per "
-        f"method, {result.confidence:.0%} intervals over prompts and seeds. Sorted by helpful and "
+        f"method, {level_text(result.confidence)} intervals over prompts and seeds. Sorted by helpful and "
         "safe; the last columns are paired differences in it, in points, with the p-value after Holm's correction."
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bfpo.config import TamperConfig
+from bfpo.core.console import level_text
 from bfpo.core.markdown import table
 from bfpo.core.records import load
 from bfpo.core.schema import Score
@@ -225,8 +226,8 @@ def tamper_markdown(result: TamperFile) -> str:
     """Return the curves as tables, the changes, and what was attacked how, as Markdown."""
     settings = ", ".join(f"{key} {value}" for key, value in result.settings.items())
     lines = [
-        f"Attack: LoRA steps on {result.attack} data ({settings}). {result.confidence:.0%} intervals, over prompts"
-        f"{' and seeds' if len(result.seeds) > 1 else ', of one training each'}. All suites together: "
+        f"Attack: LoRA steps on {result.attack} data ({settings}). {level_text(result.confidence)} intervals, over "
+        f"prompts{' and seeds' if len(result.seeds) > 1 else ', of one training each'}. All suites together: "
         f"{', '.join(suite.title for suite in result.suites)}.",
         *(f"\nWarning: {warning.rstrip('.')}." for warning in result.warnings),
         *(f"\nSkipped: {title}: {reason}." for title, reason in result.skipped.items()),

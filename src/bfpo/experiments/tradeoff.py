@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from bfpo.core.console import level_text
 from bfpo.core.errors import DataError
 from bfpo.core.markdown import table
 from bfpo.core.schema import Score
@@ -134,7 +135,7 @@ def tradeoff_markdown(result: TradeoffFile) -> str:
             ([p.name, *(_cell(p.scores[key]) for key in shown), "yes" if p.on_front else ""] for p in result.points),
         ),
         "",
-        f"Intervals: {result.confidence:.0%}, by prompt. Pareto front: {'; '.join(result.pareto_front)}.",
+        f"Intervals: {level_text(result.confidence)}, by prompt. Pareto front: {'; '.join(result.pareto_front)}.",
         "",
         f"Hypervolume above ({corner}): {_cell(volume)}, over {volume.num} prompts.",
     ]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from bfpo.config import CompareConfig
+from bfpo.core.console import level_text
 from bfpo.core.markdown import table
 from bfpo.core.records import load
 from bfpo.core.schema import Score
@@ -115,8 +116,9 @@ def worlds_markdown(result: WorldsFile) -> str:
     first = result.worlds[0]
     changes = {(row.method, row.world): row for row in result.changes}
     scores = {(m.name, world.name): m for world in result.worlds for m in world.methods}
+    level = level_text(result.confidence)
     lines = [
-        f"{METRICS[result.metric].title.capitalize()}, per cent, {result.confidence:.0%} intervals over prompts and "
+        f"{METRICS[result.metric].title.capitalize()}, per cent, {level} intervals over prompts and "
         f"seeds, number of seeds {len(first.methods[0].seed_values)}; every method at the best of its settings in that "
         "world, chosen on validation prompts by the exact oracle, which noise does not touch. Bold: the highest, and "
         "those not distinguishable from it in that world. Sorted by the mean over worlds.",

@@ -8,6 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from bfpo.core.console import level_text
 from bfpo.core.errors import DataError
 from bfpo.core.markdown import score_cells, table
 from bfpo.core.records import load_lines
@@ -215,7 +216,7 @@ def report_text(
     sections = {"Labels": "\n".join(lines), "Asked": "\n".join(asked)}
     if scores:
         agreement = [
-            f"Intervals: {confidence:.0%}, clustered by prompt. Kappa: 1 = always, 0 = as by chance.",
+            f"Intervals: {level_text(confidence)}, clustered by prompt. Kappa: 1 = always, 0 = as by chance.",
             "",
             *table(
                 ["agreement", "value", "interval", "texts", "left out"],
@@ -309,7 +310,7 @@ def redteam_text(
     steps: list[tuple[str, int]] = [(words[name], funnel[name]) for name in words if name in funnel]
     steps += [(f"pairs (chosen-rejected) {cell}", count) for cell, count in cells.items()]
     lines = [f"Model: {model}", "", *table(["step", "number"], steps)]
-    lines += ["", f"Rates of the answers; intervals: {confidence:.0%}, over prompts.", ""]
+    lines += ["", f"Rates of the answers; intervals: {level_text(confidence)}, over prompts.", ""]
     lines += table(
         ["prompts", "rate", "value", "interval", "answers", "not measured"],
         (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from bfpo.core.console import level_text
 from bfpo.core.markdown import table
 from bfpo.core.schema import Completion, Pair, Score
 from bfpo.data.rejects import LEFT_OUT, RowError
@@ -170,6 +171,6 @@ def needless_text(found: NeedlessRefusals, confidence: float) -> str:
     lines = table(["step", "number"], ([words, found.funnel[name]] for name, words in NEEDLESS_STEPS.items()))
     rate = found.over_refusal
     if rate is not None and rate.value is not None and rate.low is not None and rate.high is not None:
-        shown = f"{rate.value:.3f} ({rate.low:.3f} to {rate.high:.3f}; {confidence:.0%}, over prompts)"
+        shown = f"{rate.value:.3f} ({rate.low:.3f} to {rate.high:.3f}; {level_text(confidence)}, over prompts)"
         lines += ["", f"Over-refusal, the share of {rate.num} answers to harmless prompts that are refused: {shown}."]
     return "\n".join(lines)

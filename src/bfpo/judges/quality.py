@@ -11,6 +11,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from bfpo.core.console import level_text
 from bfpo.core.errors import SettingError
 from bfpo.core.schema import Score, Verdict
 from bfpo.judges.fit import UNSURE
@@ -266,7 +267,7 @@ def calibration_figure(bins: Sequence[CalibrationBin], *, judge: str, confidence
     Both axes of the upper panel have the same limits and the same length, and the histogram has its horizontal axis.
     """
     colour, limits = METHOD_COLOURS[0], (-0.02, 1.02)
-    title = f"{short_name(judge, 26)}: calibration ({confidence:.0%} intervals)"
+    title = f"{short_name(judge, 26)}: calibration ({level_text(confidence)} intervals)"
     left, right, bottom, between, top = 0.72, 0.14, 0.52, 0.18, 0.34
     side, low = width - left - right, 0.85
     height = bottom + low + between + side + top

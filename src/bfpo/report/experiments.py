@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bfpo.core.console import in_words
+from bfpo.core.console import in_words, level_text
 from bfpo.core.schema import Score
 from bfpo.report.data import Comparison, Experiment, ExperimentPoint, MethodResult, ReportData, Role, Trial
 from bfpo.report.read import Run
@@ -203,7 +203,7 @@ def experiment_view(data: ReportData, experiment: Experiment) -> dict[str, Any]:
         "run": experiment.run,
         "stage": experiment.stage,
         "state": experiment_state(experiment),
-        "confidence": percent(experiment.confidence),
+        "confidence": level_text(experiment.confidence),
         "lines": list(experiment_lines(experiment, data.well_formed_threshold)),
         "setting_columns": list(dict.fromkeys(key for point in rows for key in point.setting)),
         "metric_columns": [METRICS[name].title for name in measured],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bfpo.core.characters import visible
+from bfpo.core.console import level_text
 from bfpo.report.data import FactTable
 from bfpo.report.page import environment
 from bfpo.report.read import Run
@@ -102,7 +103,7 @@ def gate_tables(run: Run, shown: str) -> list[FactTable]:
 
 
 def _columns(file: GateFile) -> list[str]:
-    bound = f"bound, {percent(file.confidence)}"
+    bound = f"bound, {level_text(file.confidence)}"
     return ["condition", "model", "start", "difference", bound, "limit", "items", "verdict"]
 
 
@@ -179,7 +180,7 @@ def render_gate(file: GateFile) -> str:
         "models": models,
         "suites": suites,
         "file": file,
-        "confidence": percent(file.confidence, 1),
+        "confidence": level_text(file.confidence),
         "fail_confidence": percent(file.fail_confidence, 2),
         "not_asked": _not_asked(file),
     }

@@ -10,6 +10,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from bfpo.core.console import level_text
 from bfpo.core.errors import BfpoError, DataError
 from bfpo.core.schema import JudgeFit
 from bfpo.data.tokenize import token_notes
@@ -310,10 +311,10 @@ def _confidence(runs: Sequence[Run]) -> float:
 def _note_on_levels(runs: Sequence[Run], shown: Mapping[Run, str]) -> Iterator[str]:
     """Yield that intervals have other levels than the one that the page names."""
     named = _confidence(runs)
-    others = [f"{shown[run]} {100 * level:g}%" for run, level in _levels(runs).items() if level != named]
+    others = [f"{shown[run]} {level_text(level)}" for run, level in _levels(runs).items() if level != named]
     if others:
         yield (
-            f"The page calls its intervals {100 * named:g}%; those of other runs have their own level "
+            f"The page calls its intervals {level_text(named)}; those of other runs have their own level "
             f"({', '.join(others)}): evaluate with one `confidence` to compare them."
         )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bfpo.core.console import in_words
+from bfpo.core.console import in_words, level_text
 from bfpo.core.schema import Score, VerdictRow
 from bfpo.data.labels import CELLS
 from bfpo.data.records import DataFile, PairStreamFacts
@@ -182,7 +182,7 @@ def _tamper(run: Run, shown: str) -> StageResult:
     settings = ", ".join(f"{key} {in_words(value)}" for key, value in found.settings.items())
     over = "prompts and seeds" if len(found.seeds) > 1 else "prompts, of one training each"
     lines = [
-        *([f"Attack: {settings}. Intervals ({percent(found.confidence)}) are over {over}."] if said else ()),
+        *([f"Attack: {settings}. Intervals ({level_text(found.confidence)}) are over {over}."] if said else ()),
         *(f"Warning: {warning.rstrip('.')}." for warning in found.warnings),
         *(f"Skipped: {title}: {reason}." for title, reason in found.skipped.items()),
     ]
@@ -285,7 +285,7 @@ def _clean(run: Run, shown: str) -> StageResult:
         [cell_title(name) if name in CELLS else name, *(count_text(getattr(cell, column)) for column in columns)]
         for name, cell in found.cells.items()
     ]
-    titles = ["measure", "value", f"{percent(_confidence(run))} interval", "texts", "left out"]
+    titles = ["measure", "value", f"{level_text(_confidence(run))} interval", "texts", "left out"]
     people = [
         [score.metric, "not measured" if score.value is None else percent(score.value, 1),
          interval_text(score, in_percent=True), f"{score.num:,}",
@@ -456,7 +456,7 @@ def _redteam(run: Run, shown: str) -> StageResult:
         )
         lines += [needless] if found.funnel else []
         sentence = sentence if found.funnel else needless
-    titles = ["prompts", "rate", "value", f"{percent(_confidence(run))} interval", "answers", "not measured"]
+    titles = ["prompts", "rate", "value", f"{level_text(_confidence(run))} interval", "answers", "not measured"]
     tables = [
         *_funnel(found.funnel, list(hit.values()), with_form=measures_form(found.rates)),
         *([] if found.harmless is None else [_harmless(found.harmless.funnel)]),

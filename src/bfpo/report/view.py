@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bfpo.core.console import in_words
+from bfpo.core.console import in_words, level_text
 from bfpo.core.schema import Score
 from bfpo.data.labels import CELLS
 from bfpo.report.answers import badges, is_folded
@@ -39,7 +39,7 @@ def page_view(data: ReportData) -> dict[str, Any]:
     leads = bool(data.stages) and not data.scored and not data.experiments
     measured = [metric for metric in TABLE_METRICS if any(m.score(metric) is not None for m in data.methods)]
     return {
-        "confidence": percent(data.confidence),
+        "confidence": level_text(data.confidence),
         "threshold": percent(data.well_formed_threshold),
         "prompt_counts": ", ".join(f"{count} {kind}" for kind, count in data.num_prompts.items()),
         "homes": _homes(data),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from math import ceil
 
+from bfpo.core.console import level_text
 from bfpo.core.errors import DataError
 from bfpo.core.markdown import table
 from bfpo.core.schema import Completion, Verdict
@@ -423,7 +424,7 @@ def people_sections(found: PeopleFile, confidence: float) -> list[str]:
         "",
         f"**People's labels** ({found.labels}: {found.num_labels} labels"
         + (f", {found.num_unused} of them of no answer here" if found.num_unused else "")
-        + f"); {confidence:.0%} intervals. The labels correct the judge's error for each model (PPI++).",
+        + f"); {level_text(confidence)} intervals. The labels correct the judge's error for each model (PPI++).",
         "",
     ]
     if found.pools:

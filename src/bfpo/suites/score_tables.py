@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from bfpo.core.console import level_text
 from bfpo.core.markdown import score_cells, table
 from bfpo.judges.fit import fit_table
 from bfpo.scores.categories import category_table
@@ -20,7 +21,7 @@ _REASONS = {"off_language": "in another language", "cut": "cut at the token limi
 
 def scores_text(result: SuitesFile) -> str:
     """Return the content of `scores.json` as Markdown."""
-    lines = [f"Intervals: {result.confidence:.0%}, over prompts."]
+    lines = [f"Intervals: {level_text(result.confidence)}, over prompts."]
     lines += [f"\nWarning: {warning}." for warning in result.warnings]
     if any(score.metric in COHERENCE for score in result.scores):
         lines.append(f"\n{describe_coherence(result.coherence)}")
