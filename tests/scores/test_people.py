@@ -14,7 +14,7 @@ from bfpo.core.errors import DataError
 from bfpo.core.schema import Completion, Message, Verdict
 from bfpo.data.annotations import Annotation, LabelRow
 from bfpo.report.read import people_tables
-from bfpo.scores.people import GroupAnswers, people_results, people_sections, people_sentence
+from bfpo.scores.people import GroupAnswers, people_results, people_sections, people_sentence, percent_words
 from bfpo.scores.records import PeopleFile, PeopleRate
 from bfpo.scores.scores import METRICS
 from bfpo.stats import Predictions, powered_difference, powered_rate
@@ -256,3 +256,9 @@ def test_a_rate_in_words(needed: int | None, words: str) -> None:
     rate = PeopleRate("", "m", "harmless", value=0.36, low=0.25, high=0.47, num_labels=60, num_judged=400,
                       labels_needed=needed)  # fmt: skip
     assert people_sentence(rate) == words
+
+
+def test_only_an_exact_share_is_called_all_or_none() -> None:
+    shares = (0.0, 0.003, 0.005, 0.36, 0.997, 1.0)
+    words = [percent_words(share, 0.0, 1.0).removesuffix(" (0-100)") for share in shares]
+    assert words == ["0%", "<1%", "<1%", "36%", ">99%", "100%"]

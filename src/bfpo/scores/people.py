@@ -400,10 +400,12 @@ def used_words(of: PeopleRate | PeopleDifference) -> str:
 
 
 def percent_words(value: float | None, low: float | None, high: float | None) -> str:
-    """Return a share with its interval in per cent, such as `36% (25-47)`."""
+    """Return a share with its interval in per cent, such as `36% (25-47)`; only an exact share becomes 0% or 100%."""
     if value is None or low is None or high is None:
         return "not measured"
-    return f"{100 * value:.0f}% ({100 * low:.0f}-{100 * high:.0f})"
+    whole = f"{100 * value:.0f}"
+    whole = "<1" if whole == "0" and value > 0 else ">99" if whole == "100" and value < 1 else whole
+    return f"{whole}% ({100 * low:.0f}-{100 * high:.0f})"
 
 
 def points_words(value: float | None, low: float | None, high: float | None) -> str:
