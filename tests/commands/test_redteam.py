@@ -421,7 +421,7 @@ def test_the_start_says_what_is_likely_where_it_is_a_model(world: Path, tmp_path
             found = _coherence(RedteamConfig.model_validate(asked))
             assert found is not None
             assert found.model_dump(include={"model", "revision"}) == expected
-            assert found.dtype == ("auto" if engine == "vllm" else "float32")
+            assert found.dtype == "auto"
 
 
 def test_a_temperature_is_tried_on_prompts_of_the_part_alone(world: Path, tmp_path: Path) -> None:

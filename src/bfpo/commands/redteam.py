@@ -249,7 +249,7 @@ def _coherence(config: RedteamConfig) -> LabelCoherence | None:
     """
     if config.engine == "server":
         return None
-    given = {**({"dtype": "auto"} if config.engine == "vllm" else {}), **_given(config, LabelCoherence.model_fields)}
+    given = _given(config, LabelCoherence.model_fields)
     if config.start is not None and _answers_in(config.start) is None:
         given |= {"model": config.start, "revision": config.start_revision}
     return LabelCoherence.model_validate(given)
