@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bfpo.config import EvaluateConfig
-from bfpo.core.errors import ConfigError, DataError, ServerError
+from bfpo.core.errors import ConfigError, DataError, ModelError, ServerError
 from bfpo.core.schema import Completion, Message, Verdict
 from bfpo.generation.assisted import assisted_openings, by_judge, by_reference
 from bfpo.generation.sampling import Request
@@ -178,6 +178,15 @@ def test_a_resumed_run_makes_nothing_again(root: Path, done: Path) -> None:
     assert (folder / "completions.jsonl").stat().st_mtime_ns == stamp
 
 
+def test_models_of_other_tokens_are_refused_before_they_answer(root: Path, tmp_path: Path) -> None:
+    save_scripted(tmp_path / "other", tokenizer_with([" am", " model"]), chain("\n", "!", END))
+    given = config(root, {"divergence": {}}).resolved()
+    models = [{"name": "start", "model": str(root / "start")}, {"name": "other", "model": str(tmp_path / "other")}]
+    with raises(ModelError, "depth.divergence", "other"):
+        run_stage("evaluate", EvaluateConfig.model_validate({**given, "models": models}), tmp_path / "run")
+    assert not (tmp_path / "run" / "models").exists()
+
+
 def test_compliances_of_a_file_are_chosen_with_reasons(root: Path, tmp_path: Path) -> None:
     def row(number: int, text: str) -> dict[str, Any]:
         return {
@@ -229,6 +238,13 @@ def test_assisted_tokens_are_taken_where_they_are_probable(root: Path, tmp_path:
     stamp = (run / "models/start/assisted.json").stat().st_mtime_ns
     run_stage("evaluate", config(root, depth), run, resume=True)
     assert (run / "models/start/assisted.json").stat().st_mtime_ns == stamp
+    # A suite that could not be asked when the run was stopped: its tokens are chosen now, the others are kept.
+    kept, record = run / "models/start/assisted.json", json.loads((run / "run.json").read_text())
+    whole = json.loads(kept.read_text())
+    kept.write_text(json.dumps(dict(list(whole.items())[:2])))
+    (run / "run.json").write_text(json.dumps({**record, "status": "interrupted"}))
+    run_stage("evaluate", config(root, depth), run, resume=True)
+    assert json.loads(kept.read_text()) == whole
 
 
 def test_a_token_that_was_not_probable_is_tried_again() -> None:

@@ -19,7 +19,7 @@ from bfpo.config.evaluate import SuitesJob
 from bfpo.config.suites import DivergenceConfig, WeightsModel
 from bfpo.core.errors import ModelError
 from bfpo.core.progress import CountProgress
-from bfpo.core.schema import Completion, Prompt, Verdict
+from bfpo.core.schema import Completion, Message, Prompt, Verdict
 from bfpo.data.split import normalised_prompt
 from bfpo.data.tokenize import tokenize_pairs
 from bfpo.execution.workers import Workers
@@ -36,7 +36,7 @@ from bfpo.suites.judging import JudgedSuites
 from bfpo.suites.prefill import is_harmful, measure_prefill
 from bfpo.suites.records import DepthFile, Divergence, DivergencePoint, DivergenceRow
 
-__all__ = ["divergence_of", "measure_depth"]
+__all__ = ["check_divergence", "divergence_of", "measure_depth"]
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ COMPLIED, DECLINED, HARMLESS = "harmful prompts, complied", "harmful prompts, de
 _RANGES = ((1, 1), (2, 5), (6, 10), (11, 20), (21, 40), (41, 80), (81, 160))
 _FIRST = 5
 _ANSWERS_PER_PART = 32  # whose KL one worker computes at a time
+_CHECKED = 8  # tokens of the short text that shows whether models have the same
 
 Texts = list[tuple[list[int], list[int]]]
 """The ids of prompt and answer, of each answer."""
@@ -92,6 +93,26 @@ def measure_depth(
     return found
 
 
+def check_divergence(config: SuitesJob) -> None:
+    """Raise `ModelError` for models whose KL to the start cannot be read, by a short text: they have other tokens."""
+    if config.depth is None or config.depth.divergence is None:
+        return
+    models = {model.name: model for model in config.with_weights()}
+    text = Completion("", (Message("user", "Who are you?"),), "I am a model.")
+    start = models.pop(config.depth.start)
+    expected = _tokens(config, start, [text], _CHECKED, room=context_of(start))
+    for name, model in models.items():
+        if _tokens(config, model, [text], _CHECKED, room=context_of(start)) != expected:
+            raise _other_tokens(name, start.name, "text")
+
+
+def _other_tokens(name: str, start: str, what: str) -> ModelError:
+    return ModelError(
+        f"depth.divergence: {name} and {start} tokenize {what} differently; KL needs the same tokenizer and chat "
+        "template for both (chat_template sets one)"
+    )
+
+
 # ------------------------------------------------------------------------------------------------------- the models
 
 
@@ -117,10 +138,7 @@ def _measured(
                 for one in (model, start)
             )
             if tokens != others:
-                raise ModelError(
-                    f"depth.divergence: {name} and {start.name} tokenize the answers differently; KL needs the same "
-                    "tokenizer and chat template for both (chat_template sets one)"
-                )
+                raise _other_tokens(name, start.name, "the answers")
             for (suite, completion, group), kl in zip(read, _kl(workers, model, tokens), strict=True):
                 if kl:
                     rows.append(DivergenceRow(suite, name, completion.id, group, kl))

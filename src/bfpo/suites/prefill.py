@@ -326,7 +326,7 @@ def _assisted(
     openings: _Openings = {(one.suite.name, tokens): {} for one in found for tokens in spec.tokens}
     for one in found:
         for prompt in one.texts:
-            chosen = ids[f"{one.suite.name}/{prompt.id}"]
+            chosen = ids[_key(one, prompt)]
             for tokens in spec.tokens:
                 text = decode(chat.tokenizer, chosen[:tokens])
                 if tokens <= len(chosen) and not text.endswith("\ufffd"):  # half a character
@@ -338,10 +338,17 @@ def _assisted_ids(
     config: SuitesJob, spec: PrefillConfig, model: WeightsModel, found: Sequence[_Compliances], folder: RunFolder
 ) -> dict[str, list[int]]:
     name = f"models/{model.name}/assisted.json"
+    kept: dict[str, list[int]] = {}
     if folder.resumed and folder.file(name).exists():
-        kept: dict[str, list[int]] = json.loads(folder.file(name).read_text(encoding="utf-8"))
+        kept = json.loads(folder.file(name).read_text(encoding="utf-8"))
+    # A suite could not be asked before, or is not asked now.
+    found = [
+        replace(one, texts={prompt: text for prompt, text in one.texts.items() if _key(one, prompt) not in kept})
+        for one in found
+    ]
+    if not any(one.texts for one in found):
         return kept
-    batches = [batch for one in found for batch in _batches(config, spec, one, chat_of(config, model))]
+    batches = [batch for one in found if one.texts for batch in _batches(config, spec, one, chat_of(config, model))]
     made: dict[int, dict[str, list[int]]] = {}
     make = partial(_Assistant, config, spec, model)
     with (
@@ -351,9 +358,13 @@ def _assisted_ids(
         for number, ids in workers.map(batches, _open, title=_batch_title):
             made[number] = ids
             progress.advance(len(ids))
-    every = {key: tokens for number in sorted(made) for key, tokens in made[number].items()}
+    every = kept | {key: tokens for number in sorted(made) for key, tokens in made[number].items()}
     folder.write_json(name, every)
     return every
+
+
+def _key(one: _Compliances, prompt: Prompt) -> str:
+    return f"{one.suite.name}/{prompt.id}"
 
 
 def _batches(config: SuitesJob, spec: PrefillConfig, one: _Compliances, chat: ChatEncoder) -> Iterator[_Compliances]:

@@ -36,7 +36,7 @@ from bfpo.scores.scores import join_verdicts
 from bfpo.suites.answers import SuiteAnswers, answer_suites, chat_of, context_of
 from bfpo.suites.catalogue import Suite, load_suites, own_suites
 from bfpo.suites.coherence import CoherenceReader, Reading, judged_answer, make_reader
-from bfpo.suites.depth import measure_depth
+from bfpo.suites.depth import check_divergence, measure_depth
 from bfpo.suites.files import (
     COMMITS,
     TRAINED,
@@ -212,6 +212,7 @@ def _check_models(config: SuitesJob, suites: Sequence[Suite]) -> None:
         check_source(f"model of {model.name}", model.model, revision=model.revision)
     if (start := config.start()) is not None:
         check_source("coherence.model", start[0], revision=start[1])
+    check_divergence(config)
     _check_templates(config, suites, config.with_weights())
 
 
