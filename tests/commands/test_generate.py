@@ -252,6 +252,17 @@ def test_prompts_that_are_too_long_are_left_out_and_counted_where_told(
         run_stage("generate", asked.model_copy(update={"max_prompt_length": 1}), tmp_path / "none")
 
 
+def test_an_answer_without_room_is_an_error_before_weights_are_read(
+    model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bfpo.commands.generate.load_policy", None)
+    asked = config(model, prompts, max_new_tokens=100_000)
+    with raises(SettingError, "max_new_tokens"):
+        preview_stage("generate", asked)
+    with raises(SettingError, "max_new_tokens"):
+        run_stage("generate", asked, tmp_path / "run")
+
+
 def test_preview(model: Path, prompts: Path) -> None:
     text = preview_stage("generate", config(model, prompts, num_completions=3))
     assert "10 prompts: 10 benign" in text

@@ -503,10 +503,11 @@ def test_the_preview_says_who_judges_and_the_short_options_are_the_keys(world: P
     asked = config(world, world / "start" / "model")
     assert "judged by oracle, ranked by oracle" in preview_stage("redteam", asked)
     arguments = ["--model", str(world / "start" / "model"), "--prompts", str(world / "prompts.jsonl")]
-    result = CliRunner().invoke(app, ["redteam", *arguments, "--judge", "oracle", "--ranker", "oracle", "--dry-run"])
+    arguments += ["--set", "max_new_tokens=40", "--dry-run"]
+    result = CliRunner().invoke(app, ["redteam", *arguments, "--judge", "oracle", "--ranker", "oracle"])
     assert result.exit_code == 0, result.output
     assert "171 prompts: 171 harmful" in result.output
-    assert "684 completions of at most 256 tokens" in result.output
+    assert "684 completions of at most 40 tokens" in result.output
 
 
 @pytest.mark.parametrize(

@@ -303,7 +303,7 @@ def test_a_prompt_that_ends_with_the_assistant_is_continued(start: Path, caplog:
 def test_red_teaming_and_suites_pass_template_variables_on(start: Path) -> None:
     text, given = template(start, STYLED), {"brief": True}
     shared = {"model": str(start / "start"), "chat_template": text, "chat_template_kwargs": given}
-    red = RedteamConfig(**shared, prompts=str(prompts(start)), judges="oracle", ranker="oracle")
+    red = RedteamConfig(**shared, prompts=str(prompts(start)), max_new_tokens=40, judges="oracle", ranker="oracle")
     assert "chat_template_kwargs:\n  brief: true" in preview_stage("redteam", red)
     assert "longest 9" in preview_stage("redteam", red)
     suites = {"use": ["demo"], "folders": [str(start)]}

@@ -40,7 +40,7 @@ from bfpo.generation.engines import (
     decode,
     read_made,
 )
-from bfpo.generation.sampling import end_token_ids, saved_end_token_ids
+from bfpo.generation.sampling import check_room, end_token_ids, saved_end_token_ids
 from bfpo.generation.server import RequestBudget, Server
 from bfpo.generation.settings import WeightsSpec
 from bfpo.policy.devices import to_gpu, use_threads
@@ -325,7 +325,8 @@ def _fitting(
     """Return the prompts with their tokens (none if a server renders them), and the numbers left out by reason.
 
     Also notes on the chat template and on prompts that are continued. Raises `DataError` for a prompt longer than
-    `max_prompt_length` under `long_prompts: stop`, or if all are longer, `ModelError` for a token that the model lacks.
+    `max_prompt_length` under `long_prompts: stop`, or if all are longer, `ModelError` for a token that the model lacks,
+    `SettingError` for a prompt that leaves no room for an answer in the model's positions.
     """
     num_begun = sum(ends_with_assistant(one.messages) for one in prompts)
     notes = []
@@ -334,7 +335,8 @@ def _fitting(
     if chat is None or not isinstance(config, WeightsSpec):
         notes += _rendered_notes(Counter(RenderedText().mark(one.messages, ()) for one in prompts))
         return dict.fromkeys(prompts, ()), {}, notes
-    limit = ids_to_check(chat.tokenizer, num_embeddings(read_config(config.model, revision=config.revision)))
+    shape = read_config(config.model, revision=config.revision)
+    limit = ids_to_check(chat.tokenizer, num_embeddings(shape))
     encoded: dict[Prompt, tuple[int, ...]] = {}
     changes: Counter[str] = Counter()
     before: Counter[str] = Counter()
@@ -358,6 +360,7 @@ def _fitting(
             f"{num_long} of {len(encoded)} prompts are longer than max_prompt_length = {config.max_prompt_length}, "
             f"such as {first.id!r} with {len(ids)} tokens; raise the limit, or leave them out with long_prompts: skip",
         )
+    check_room(shape, [(one.id, ids) for one, ids in fitting.items()], config.max_new_tokens)
     return fitting, {"longer than max_prompt_length": num_long} if num_long else {}, notes
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "Request",
     "Watch",
     "answer_batches",
+    "check_room",
     "end_token_ids",
     "opening_logps",
     "positions_left",
@@ -111,7 +112,7 @@ def answer_batches(
     """
     if not eos_token_ids:
         raise SettingError("eos_token_ids: got none; at least one end token is needed")
-    _check_room(model, requests, max_new_tokens)
+    check_room(model.config, [(request.id, request.prompt_ids) for request in requests], max_new_tokens)
     if not requests:
         return
     ends, draw = frozenset(eos_token_ids), _Draw(temperature, top_p, seed, max_new_tokens, watch)
@@ -320,20 +321,23 @@ def _uniforms(seed: int, request_id: str, size: int) -> Tensor:
     return torch.rand(size, generator=generator, dtype=torch.float64)
 
 
-def positions_left(model: Any, num_prompt_tokens: int) -> int | None:
-    """Return how many tokens of an answer a model has positions for, below 0 after too long a prompt; `None`: any."""
-    positions = num_positions(model.config)
+def positions_left(config: Any, num_prompt_tokens: int) -> int | None:
+    """Return how many tokens of an answer a model has positions for, by its config; `None`: any number.
+
+    It is below 0 after too long a prompt.
+    """
+    positions = num_positions(config)
     return None if positions is None else positions - num_prompt_tokens
 
 
-def _check_room(model: Any, requests: Sequence[Request], max_new_tokens: int) -> None:
-    if not requests:
+def check_room(config: Any, prompts: Sequence[tuple[str, Sequence[int]]], max_new_tokens: int) -> None:
+    """Raise `SettingError` if the longest of the prompts, ids with tokens, leaves no room for an answer."""
+    if not prompts:
         return
-    longest = max(requests, key=lambda request: len(request.prompt_ids))
-    num_prompt = len(longest.prompt_ids)
-    left = positions_left(model, num_prompt)
+    name, longest = max(prompts, key=lambda prompt: len(prompt[1]))
+    left = positions_left(config, len(longest))
     if left is not None and max_new_tokens > left:
         raise SettingError(
-            f"max_new_tokens: got {max_new_tokens}, and prompt {longest.id!r} has {num_prompt} tokens; the model has "
-            f"{num_prompt + left} positions for both together; lower max_new_tokens or shorten the prompt"
+            f"max_new_tokens: got {max_new_tokens}, and prompt {name!r} has {len(longest)} tokens; the model has "
+            f"{len(longest) + left} positions for both together; lower max_new_tokens or shorten the prompt"
         )

@@ -59,7 +59,7 @@ class Talk:
         prompt = (*self._messages, Message("user", text))
         ids = tuple(self._chat.encode(prompt, (), name="the conversation").prompt)
         check_ids(ids, self._chat.tokenizer, self._num_embeddings, "the conversation")
-        left = positions_left(self._model, len(ids))
+        left = positions_left(self._model.config, len(ids))
         if left is not None and left <= 0:
             raise SettingError(
                 f"the conversation has {len(ids)} tokens and the model {len(ids) + left} positions, so there is no "
