@@ -187,6 +187,17 @@ def test_rounding_of_autocast_is_no_reason(seed: int, caplog: pytest.LogCaptureF
     assert caplog.messages == []
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_of_large_logits_is_no_reason(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+    """A trained model finds random tokens so unlikely that half precision rounds their log-probs by nats."""
+    model = tiny_model()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(200)
+    with caplog.at_level(logging.INFO, logger="bfpo"):
+        assert choose_form(model.to(dtype), longest_text=12) == "packed"
+    assert caplog.messages == []
+
+
 def gpt2() -> Any:
     """Small random weights, which hide much; positions are learnt."""
     torch.manual_seed(0)
