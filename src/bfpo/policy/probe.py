@@ -350,11 +350,11 @@ def _check_packed(model: nn.Module, causal_lm: Any, expected: Tensor, exact: Ten
         raise _CannotPackError(f"has an attention that packed rows do not support ({error})") from error
     except Exception as error:  # models of any origin
         raise _CannotPackError(f"does not run on packed rows ({first_line(error)})") from error
-    rounding, error = (float((logps - exact).abs().max()) for logps in (expected, found))
-    if not error <= max(_bound(model, _TOLERANCE), 3 * rounding):
+    rounding, away = (float((logps - exact).abs().max()) for logps in (expected, found))
+    if not away <= max(_bound(model, _TOLERANCE), 3 * rounding):
         dtype = next(model.parameters()).dtype
         raise _CannotPackError(
-            f"gives other log-probs on packed rows in {dtype} (by {error:.3g} nats from float32, its own logits by "
+            f"gives other log-probs on packed rows in {dtype} (by {away:.3g} nats from float32, its own logits by "
             f"{rounding:.3g})"
         )
     if not float((rejected - found[2:]).abs().max()) <= _bound(model, _SAME_WAY):
