@@ -767,10 +767,12 @@ def test_an_interrupt_inside_an_event_loop_ends_the_requests(server: FaultServer
 
     server.reply = reply
     loop = asyncio.new_event_loop()  # `asyncio.run` would handle the signal
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores it
     try:
         with pytest.raises(KeyboardInterrupt):
             loop.run_until_complete(notebook())
     finally:
+        signal.signal(signal.SIGINT, before)
         loop.close()
     num = server.num_requests
     time.sleep(0.5)

@@ -301,6 +301,7 @@ def test_a_tokenizer_in_a_file_of_sentencepiece_names_the_package_that_reads_it(
         raise ValueError("`tiktoken` is required to read a `tiktoken` file. Install it with `pip install tiktoken`.")
 
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fails)
+    (folder / "tokenizer.model").touch()
     for found, words in ((None, "sentencepiece"), (object(), "tiktoken")):
         monkeypatch.setattr("bfpo.policy.load.find_spec", lambda name, found=found: found)
         with raises(ModelError, words):

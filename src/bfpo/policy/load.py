@@ -256,7 +256,9 @@ def load_tokenizer(
             str(start), revision=revision or "main", trust_remote_code=trust_remote_code
         )
     except Exception as error:
-        if "tiktoken" in str(error) and find_spec("sentencepiece") is None:  # which transformers tries first
+        # transformers tries sentencepiece first, and names tiktoken where there is no tokenizer at all, too.
+        without = "tiktoken" in str(error) and find_spec("sentencepiece") is None
+        if without and (not Path(start).is_dir() or (Path(start) / "tokenizer.model").is_file()):
             raise ModelError(
                 f"tokenizer: {start!r} has no tokenizer.json; to read its tokenizer.model, install the package "
                 "sentencepiece (Llama 2, Mistral), or tiktoken if the file is of that kind (Llama 3)"
