@@ -39,12 +39,14 @@ sft() { # FOLDER MODEL ROWS, further settings
         --set "dtype=$DTYPE" --set "threads=$THREADS" --out "$1" --resume "${@:4}"
 }
 train() { # ROUND MODEL
-    local own=()
+    # An anchor weighs about four times as much beside a logistic loss as beside BFPO's.
+    local own=() logistic=(--set link=null --set safety_weight=null --set anchor_weight=0.075)
     case $METHOD in
     bfpo) ;;
     bfpo_squared) own=(--set link=squared) ;;
-    *) # An anchor weighs about four times as much beside a logistic loss as beside BFPO's.
-        own=(--set "method=$METHOD" --set link=null --set safety_weight=null --set anchor_weight=0.075) ;;
+    # The best of four trials each (docs/real-model.md).
+    dpo_safe_first) own=(--set method=dpo_safe_first "${logistic[@]}" --set buffer_weight=3) ;;
+    safedpo) own=(--set method=safedpo "${logistic[@]}" --set safedpo_delta=2 --set buffer_weight=4) ;;
     esac
     "$BFPO" train --config "$HERE/train.yaml" --set "model=$2" --set "data.files=[$ARM/main-$1.jsonl]" \
         --set "buffer.files=[$ARM/buffer-$1.jsonl]" --set "reference_cache=$OUT/cache" "${PROBE[@]}" --set "seed=$SEED" \
