@@ -390,7 +390,12 @@ class Server:
         logprobs = {"logprobs": True, "top_logprobs": form.logprobs} if asks_logprobs else {}
         turns = [Message("user", content)] if isinstance(content, str) else content
         messages = [
-            {**_as_sent(turn), **({"content": _as_parts(turn.content)} if question.as_parts else {})} for turn in turns
+            # The arguments of calls, which are objects here, are JSON text in the API.
+            {
+                **with_arguments_as_text(turn.as_dict()),
+                **({"content": _as_parts(turn.content)} if question.as_parts else {}),
+            }
+            for turn in turns
         ]
         if question.tools:
             common["tools"] = from_canonical(question.tools)
@@ -510,11 +515,6 @@ def _run(work: Any) -> None:
         raise
     if errors:
         raise errors[0]
-
-
-def _as_sent(turn: Message) -> dict[str, Any]:
-    """Return the message as the API has it: the arguments of calls, which are objects here, as JSON text."""
-    return with_arguments_as_text(turn.as_dict())
 
 
 def _as_parts(text: str) -> list[dict[str, str]]:
