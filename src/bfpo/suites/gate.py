@@ -277,6 +277,11 @@ class _Pairs:
         )
 
 
+def _unscored(suite: str, num: int) -> list[str]:
+    """Return a prompt of its own for each unscored item of which no more is known."""
+    return [f"{suite} unscored {number}" for number in range(num)]
+
+
 def _pairs(parts: Sequence[_Part]) -> _Pairs:
     run: list[float | None] = []
     start: list[float | None] = []
@@ -290,10 +295,9 @@ def _pairs(parts: Sequence[_Part]) -> _Pairs:
         num_more = max(len(part.run.values) + part.run.num_more, len(part.start.values) + part.start.num_more) - len(
             items
         )
-        for number in range(num_more):
-            run.append(None)
-            start.append(None)
-            prompts.append(f"{part.suite} unscored {number}")
+        run += [None] * num_more
+        start += [None] * num_more
+        prompts += _unscored(part.suite, num_more)
     return _Pairs(run, start, prompts)
 
 
@@ -402,10 +406,8 @@ def _groups(parts: Sequence[_Part], categories: dict[str, str]) -> Iterator[_Gro
 
         def group(name: str, chosen: Sequence[str], num_more: int = 0, part: _Part = part) -> _Group:
             values = [*(part.run.values[item] for item in chosen), *[None] * num_more]
-            unknown = [f"{part.suite} unscored {number}" for number in range(num_more)]
-            return _Group(
-                part.suite, name, part.metric, values, [*(part.run.prompts[item] for item in chosen), *unknown]
-            )
+            prompts = [*(part.run.prompts[item] for item in chosen), *_unscored(part.suite, num_more)]
+            return _Group(part.suite, name, part.metric, values, prompts)
 
         yield group("", items, part.run.num_more)
         for names in (part.run.kinds, _categories(part.run, categories)):
