@@ -195,7 +195,7 @@ def _transformers(
 ) -> dict[str, Any]:
     torch.manual_seed(seed)
     settings = {"max_new_tokens": options.max_new_tokens, **({} if greedy else {"do_sample": True, "top_k": 0})}
-    config = GenerationConfig(**settings, eos_token_id=ends, pad_token_id=ends[0])  # type: ignore[no-untyped-call]
+    config = GenerationConfig(**settings, eos_token_id=ends, pad_token_id=ends[0])
     tokens = steps = 0
     for places in batches_by_length([len(ids) for ids in prompts], size):
         width = len(prompts[places[0]])

@@ -108,7 +108,7 @@ def drawn(population: Population, labels: int, read: int, truth: Floats, said: F
     rare = population.rare
     first = labels // 2 if rare else labels
     places = np.concatenate([np.arange(first), rare + np.arange(labels - first)])
-    weights = np.ones(labels)
+    weights: Floats = np.ones(labels)
     if rare:
         weights = np.where(places < rare, rare / first, (population.prompts - rare) / (labels - first))
         weights /= weights.mean()

@@ -130,7 +130,7 @@ def dry_run_files(folder: Path) -> Path:
     """Write a tiny model, a hundred pairs and a config of `bfpo train`; return the config."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     model = folder / "model"
     make_model(SHAPE).save_pretrained(model)
     make_tokenizer(SHAPE.vocabulary).save_pretrained(model)

@@ -70,7 +70,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def one_repeat(options: argparse.Namespace, repeat: int, context: Any) -> list[dict[str, Any]]:
     """Return the measurements of one repeat, taken in shuffled order.
 
-    TRL runs packed as a whole step and, without padding or masks, one text a forward pass, its best on a CPU.
+    TRL runs packed as a whole step and, without padding or masks, one text a forward pass, its best on a CPU. Both
+    also compute activations again, which is TRL's default.
     """
     arms = [
         SftRun(
@@ -83,13 +84,16 @@ def one_repeat(options: argparse.Namespace, repeat: int, context: Any) -> list[d
             seed=repeat,
             dtype=options.dtype,
             length_scale=options.length_scale,
+            recompute=recompute,
         )
         for model in options.models
-        for trainer, form, num in (
-            ("bfpo", "packed", options.texts),
-            ("bfpo", "packed", 1),
-            ("trl", "packed", options.texts),
-            ("trl", "padded", 1),
+        for trainer, form, num, recompute in (
+            ("bfpo", "packed", options.texts, False),
+            ("bfpo", "packed", options.texts, True),
+            ("bfpo", "packed", 1, False),
+            ("trl", "packed", options.texts, False),
+            ("trl", "packed", options.texts, True),
+            ("trl", "padded", 1, False),
         )
     ]
     random.Random(repeat).shuffle(arms)
@@ -103,6 +107,7 @@ def one_repeat(options: argparse.Namespace, repeat: int, context: Any) -> list[d
             "trainer": run.trainer,
             "form": run.form,
             "texts_per_forward": run.texts_per_forward,
+            "recompute": run.recompute,
         }
         shown = " ".join(str(value) for name, value in values.items() if name != "repeat")
         sys.stderr.write(f"repeat {repeat + 1}/{options.repeats}, {place}/{len(arms)}: {shown}\n")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from benchmarks.machine import peak_rss, reset_peak, rss
 from benchmarks.training import add_clock, common_arguments, fast_attention
@@ -25,7 +25,7 @@ class SftRun:
     `form` of TRL's rows: "packed", all texts of a forward pass in one row as its packing makes them, without the rest
     that a fixed length leaves over, or "padded". Ours are packed. `store`: a file of tokens, whose prompts and chosen
     completions are trained on in its order, from place `seed * steps * texts_per_step`. `kernels`: TRL with its Liger
-    kernels.
+    kernels. `recompute`: activations are computed again in the backward pass.
     """
 
     trainer: Literal["bfpo", "trl"]
@@ -41,7 +41,7 @@ class SftRun:
     store: str | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     kernels: bool = False
-    recompute: ClassVar[bool] = False
+    recompute: bool = False
 
     @property
     def half(self) -> bool:

@@ -172,11 +172,11 @@ def rampup_tables(results: dict[str, Any]) -> list[Table]:
 def sft_tables(results: dict[str, Any]) -> list[Table]:
     """Return the table of training on completions."""
     runs, settings = sorted(results["runs"], key=lambda run: run["repeat"]), results["settings"]
-    names = ("model", "trainer", "form", "texts_per_forward")
-    arms = list(dict.fromkeys(tuple(run[name] for name in names) for run in runs))
+    names = ("model", "trainer", "form", "texts_per_forward", "recompute")
+    arms = list(dict.fromkeys(tuple(run.get(name, False) for name in names) for run in runs))
 
     def of(arm: tuple[Any, ...]) -> list[dict[str, Any]]:
-        return [run for run in runs if tuple(run[name] for name in names) == arm]
+        return [run for run in runs if tuple(run.get(name, False) for name in names) == arm]
 
     def rate(run: dict[str, Any]) -> float:
         return float(run["loop_tokens"] / run["loop_cpu_seconds"])
@@ -188,16 +188,16 @@ def sft_tables(results: dict[str, Any]) -> list[Table]:
         return number(spread(value(a) / value(b) for a, b in zip(of(arm), of(other), strict=True)), 2)
 
     rows = []
-    for arm in sorted(arms, key=lambda arm: (arm[0], arm[1], arm[2] == "padded", -arm[3])):
+    for arm in sorted(arms, key=lambda arm: (arm[0], arm[1], arm[2] == "padded", -arm[3], arm[4])):
         theirs = [one for one in arms if one[:2] == (arm[0], "trl")]
-        packed = next(one for one in theirs if one[2] == "packed")
+        packed = next(one for one in theirs if one[2] == "packed" and not one[4])
         best = max(theirs, key=lambda one: spread(map(rate, of(one))).median)
         known = all(run["peak_above_model"] is not None for run in (*of(arm), *of(packed)))
         title = f"{'bfpo' if arm[1] == 'bfpo' else 'TRL, packed' if arm[2] == 'packed' else 'TRL, no packing'}"
         rows.append(
             [
                 arm[0],
-                f"{title}, {arm[3]} text{'s' * (arm[3] > 1)} a forward",
+                f"{title}, {arm[3]} text{'s' * (arm[3] > 1)} a forward{', recomputed' * arm[4]}",
                 number(spread(map(rate, of(arm))), 0),
                 ratio(arm, packed, rate),
                 ratio(arm, best, rate),
@@ -216,8 +216,9 @@ def sft_tables(results: dict[str, Any]) -> list[Table]:
         f"{settings['length_scale']:g} ({share:.0%} of the tokens are of completions), {settings['threads']} "
         f"thread(s), {settings['dtype']}, all weights train. Tokens: prompt and completion once each. CPU-second: of "
         f"the process, not of the clock; the load of the machine was {number(loads, 1)}. Ratios, repeat by repeat: "
-        "against TRL's packed row of the same model; *its best* is the faster TRL row. Activations: the peak without "
-        "gradients and optimizer state, which both need."
+        "against TRL's packed row of the same model; *its best* is the fastest TRL row. Activations: the peak without "
+        "gradients and optimizer state, which both need. Recomputed: activations are computed again in the backward "
+        "pass (`gradient_checkpointing: true`, TRL's default)."
     )
     columns = ["model", "trainer", "tokens per CPU-second", "times TRL packed", "times its best"]
     columns += ["peak above the model, MiB", "of TRL's packed", "activations, MiB", "of TRL's packed"]

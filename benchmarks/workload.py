@@ -131,7 +131,10 @@ def real_model(folder: str, *, trains: Trains = "all", half: bool = False) -> An
     from bfpo.policy.load import load_policy
 
     trainable = "all" if trains == "all" else [f"*.{TRAINABLE}"]
-    return load_policy(folder, trainable=trainable, dtype="bfloat16" if half else "float32").model
+    model = load_policy(folder, trainable=trainable, dtype="bfloat16" if half else "float32").model
+    for parameter in model.parameters():
+        parameter.detach().sum()  # weights mapped from a file are resident once they were read
+    return model
 
 
 def shape_of(folder: str) -> ModelShape:
@@ -161,7 +164,7 @@ def make_tokenizer(vocabulary: int, *, end: int = EOS) -> Any:
     words = {_word(i, end): i for i in range(vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
     )
 

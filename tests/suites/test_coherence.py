@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from bfpo.report.tables import suite_columns
 from bfpo.runs.stages import run_stage
 from bfpo.scores.records import CoherenceBound
 from bfpo.scores.scores import Judged, describe_coherence, score_rows
-from bfpo.suites.coherence import CoherenceReader, StartModel, _bound, make_reader
+from bfpo.suites.coherence import CoherenceReader, Reading, StartModel, _bound, make_reader
 from bfpo.suites.scores import values_of
 from execution.copies import take_copies
 from helpers import CHATML, EOS, IM_END, byte_tokenizer
@@ -346,8 +347,42 @@ def test_several_workers_read_the_same(root: Path, monkeypatch: pytest.MonkeyPat
         assert two.read(texts) == alone
     assert two.bound == one.bound
     assert [len(each.used) for each in made] == [2]
+    shutil.rmtree(root / "another cache" / "bfpo" / "coherence")
     assert two.read(texts) == alone  # by new workers
     assert len(made) == 2
+
+
+def test_the_likelihood_of_the_same_answers_is_kept(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bfpo.judges.shared.PER_CALL", 7)
+    texts = [Completion(str(n), prompt, counted(5 * n, 5 + n)) for n, prompt in enumerate(PROMPTS)]
+    computed: list[int] = []
+    nats = StartModel.nats
+    monkeypatch.setattr(StartModel, "nats", lambda self, some: computed.append(len(some)) or nats(self, some))
+
+    def read(some: list[Completion], name: str = "start", **settings: Any) -> list[Reading]:
+        computed.clear()
+        with make_reader((str(root / name), None), PROMPTS, LocalExecutor(), **settings) as reader:
+            computed.clear()  # those of the calibration
+            return reader.read(some)
+
+    first = read(texts)
+    assert computed == [7, 7, 7, 7, 2]
+    assert read([replace(one, id=f"again-{one.id}") for one in texts]) == first  # ids say nothing of an answer
+    assert computed == []
+    cut = [*texts[:-1], replace(texts[-1], finished=False)]
+    assert read(cut)[:28] == first[:28]
+    assert computed == [2]
+    template = "{% for m in messages %}w1 {{ m['content'] }} {% endfor %}"
+    for settings in ({"name": "random"}, {"dtype": "float64"}, {"chat_template": template}):
+        read(texts, **settings)
+        assert computed == [7, 7, 7, 7, 2], settings
+    files = sorted((tmp_path / "cache" / "bfpo" / "coherence").glob("nats-*.json"))
+    for file in files:
+        file.write_text("[1.0,")
+    assert read(texts) == first
+    assert computed == [7, 7, 7, 7, 2]
 
 
 def test_a_start_model_behind_a_server_is_refused(root: Path) -> None:

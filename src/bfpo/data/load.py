@@ -331,7 +331,8 @@ class _Pass:
 
     def hashes(self, of: npt.NDArray[np.bool_]) -> Hashes:
         """Return the hashes of the prompts of these of the usable rows, ascending, each once."""
-        return np.unique(np.frombuffer(self._hashes, "<u8").reshape(-1, 2)[of])
+        found: Hashes = np.unique(np.frombuffer(self._hashes, "<u8").reshape(-1, 2)[of])
+        return found
 
 
 def _choose(rows: Iterable[Pair | Reject], data: DataConfig, seed: int, notes: FileNotes) -> _Chosen[Pair]:

@@ -352,7 +352,8 @@ def _empty_parts(pair: TokenPair) -> list[str]:
 def _packed(pairs: Sequence[TokenPair]) -> MicroBatch:
     layout = PackedLayout([_lengths(pair) for pair in pairs])
     ids: list[Ids] = []
-    sources, targets, sequences = [], [], []
+    sources: list[npt.NDArray[np.signedinteger[Any]]] = []
+    targets, sequences = [], []
     for p, (pair, segment) in enumerate(zip(pairs, layout, strict=True)):
         ids += [pair.prompt_ids, pair.chosen_ids, pair.rejected_ids]
         # A token is predicted by the one before it in its text. Before the first rejected token that is the last one of
@@ -378,7 +379,8 @@ def _padded(pairs: Sequence[TokenPair], pad_token_id: int) -> MicroBatch:
     ]
     width = max(len(prompt) + len(completion) for _, prompt, completion in rows)
     input_ids = np.full((len(rows), width), pad_token_id, np.int64)
-    sources, targets, sequences = [], [], []
+    sources: list[npt.NDArray[np.signedinteger[Any]]] = []
+    targets, sequences = [], []
     for n, (sequence, prompt, completion) in enumerate(rows):
         start, stop = len(prompt), len(prompt) + len(completion)
         input_ids[n, :start] = prompt

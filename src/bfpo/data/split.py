@@ -7,7 +7,7 @@ import random
 import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import compress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -118,7 +118,7 @@ class RowPicker:
 
         Raises `SettingError` if no prompt would be left on a side of the split, and for `limit < 1`.
         """
-        picked = np.ones(self._num_rows, np.bool_)
+        picked: Mask = np.ones(self._num_rows, np.bool_)
         if self._split is not None and self._split.parts:
             picked = _in_part(self._prompt_ranks, self._split)
         elif self._split is not None and self._split.held_out is not None:
@@ -128,7 +128,7 @@ class RowPicker:
             if self._limit < 1:
                 raise SettingError(f"limit: got {self._limit}; at least 1 pair is needed")
             rows = np.flatnonzero(picked)
-            order = np.arange(len(rows))
+            order: npt.NDArray[np.integer[Any]] = np.arange(len(rows))
             if not self._first:
                 order = np.argsort(_as_ranks(self._id_ranks)[rows], kind="stable")
             picked[rows[order[self._limit :]]] = False

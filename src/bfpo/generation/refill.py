@@ -61,7 +61,7 @@ class _Span:
     stop: int
 
 
-class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+class _Layer(CacheLayerMixin):
     """Keys and values of one layer, (slots, heads, columns, size of a head), of which `span` is read."""
 
     def __init__(self, span: _Span, num: int, capacity: int) -> None:

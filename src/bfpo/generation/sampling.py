@@ -160,7 +160,7 @@ def _in_batches(
 ) -> Iterator[list[Answer]]:
     own_config = model.generation_config
     # `generate` takes missing arguments from the model's generation config, so it is replaced meanwhile.
-    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+    model.generation_config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=sorted(ends), pad_token_id=min(ends)
     )
     try:

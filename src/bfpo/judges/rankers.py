@@ -201,7 +201,7 @@ class GenerativeRanker(_BothOrdersRanker[WordAnswer]):
         return Comparison(pair[0].id, pair[1].id, self.name, (shares[0] + 1 - shares[1]) / 2, raw=raw)
 
 
-class PairRM(DebertaV2PreTrainedModel):  # type: ignore[no-untyped-call]
+class PairRM(DebertaV2PreTrainedModel):
     """DeBERTa-v2 with PairRM's head, with the parameter names of the published weights.
 
     The hidden states of the three prefix tokens represent prompt and candidates; the head scores each candidate with

@@ -169,7 +169,7 @@ def _load_weights(
     check_source("model", model, revision=revision)
     # Under ZeRO-3 transformers would partition the weights while it reads them, whatever `zero3_init_flag` says. Here
     # they are read whole; accelerate sets its config again when the trainer is made.
-    unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+    unset_hf_deepspeed_config()
     try:
         loaded, report = cast(
             "tuple[Any, dict[str, Any]]",

@@ -97,7 +97,7 @@ def quantisation(dtype: torch.dtype) -> Any:
         raise MissingExtraError("quantize: nf4 needs bitsandbytes; install it with: pip install 'bfpo[quant]'")
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+    return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,

@@ -122,7 +122,7 @@ def make_skeleton(
     AttentionInterface.register(COUNTED_ATTENTION, _counted_attention)
     with torch.device("meta"):
         try:
-            model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            model = AutoModelForCausalLM.from_config(
                 _without_data_dependence(config),
                 dtype=_held_dtype(computed),
                 attn_implementation=COUNTED_ATTENTION,

@@ -22,7 +22,8 @@ _FEWEST = 10  # pairs that a warning needs: so many of a helpful answer over a r
 def unsafe_prompts(parts: Sequence[Part]) -> npt.NDArray[np.uint64]:
     """Return the hashes of the prompts that have an answer labelled unsafe in some row, ascending."""
     found = [part.prompt[(part.shard.key("labels")[part.row] <= 0.5).any(axis=1)] for part in parts]
-    return np.unique(np.concatenate([np.zeros(0, np.uint64), *found]))
+    prompts: npt.NDArray[np.uint64] = np.unique(np.concatenate([np.zeros(0, np.uint64), *found]))
+    return prompts
 
 
 def pairs_to_read(

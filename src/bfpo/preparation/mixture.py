@@ -121,7 +121,7 @@ def _repeats(columns: Sequence[Keys]) -> list[npt.NDArray[np.int64]]:
 
 def _contradictory(parts: Sequence[Part]) -> list[Mask]:
     """Return which rows hold a completion that is labelled both safe and unsafe; it takes 16 bytes per row."""
-    marked = np.zeros(2 * sum(len(part.shard) for part in parts), np.uint64)
+    marked: npt.NDArray[np.uint64] = np.zeros(2 * sum(len(part.shard) for part in parts), np.uint64)
     num = 0
     for part in parts:
         for places, block in part.shard.numbers():
@@ -133,7 +133,7 @@ def _contradictory(parts: Sequence[Part]) -> list[Mask]:
     marked = marked[:num]
     marked.sort()
     both = np.unique(marked[1:][(marked[1:] ^ marked[:-1]) == np.uint64(1)] >> np.uint64(1))
-    found = []
+    found: list[Mask] = []
     for part in parts:
         rows = np.zeros(len(part.shard), bool)
         for places, block in part.shard.numbers() if len(both) else ():

@@ -104,7 +104,8 @@ def _most_against(total: float, squares: float, num: int, errors: float) -> Floa
     """
     least = _statistic(total, squares, num, errors) - 1e-12
     favour = np.arange(num + 1, dtype=np.float64)
-    low, high = np.full(num + 1, -1.0), num - favour + 1  # c of the set, c outside
+    low: Floats = np.full(num + 1, -1.0)  # c of the set
+    high: Floats = num - favour + 1  # c outside
     while (open_ := high - low > 1).any():
         middle = np.floor((low + high) / 2)
         inside = _statistic(favour - middle, favour + middle, num, errors) >= least

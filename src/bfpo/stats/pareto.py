@@ -195,7 +195,7 @@ def _prompt_sums(
 ) -> list[Floats]:
     """Return for each objective the sum of the scores per prompt and point, (C, P)."""
     codes = _prompt_codes(prompts, objectives)
-    sums = [np.zeros((num_prompts, len(values))) for _ in objectives]
+    sums: list[Floats] = [np.zeros((num_prompts, len(values))) for _ in objectives]
     for place, (name, scores) in enumerate(values.items()):
         for side, objective in enumerate(objectives):
             data = np.asarray(scores.get(objective, ()), np.float64)

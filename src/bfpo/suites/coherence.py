@@ -7,10 +7,11 @@ import json
 import logging
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import compress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -227,20 +228,45 @@ class _Start(Protocol):
 
 
 class SharedStart:
-    """A `StartModel` that each worker of an executor makes, from the first text until `close`."""
+    """A `StartModel` that each worker of an executor makes, from the first text until `close`.
 
-    def __init__(self, make: Callable[[], StartModel], executor: ExecutorConfig, threads: int | None = None) -> None:
+    `settings`: those by which the same model finds an answer more or less likely.
+    """
+
+    def __init__(
+        self, make: Callable[[], StartModel], executor: ExecutorConfig, threads: int | None, settings: Mapping[str, Any]
+    ) -> None:
         self._open = partial(Workers[StartModel], executor, make, threads=threads, here=True)
         self._workers: Workers[StartModel] | None = None
+        self._version = [_VERSION, settings]
 
     def calibrated(self, prompts: Sequence[tuple[Message, ...]]) -> CoherenceBound:
         """Return the bound, by one worker."""
-        return self._opened().call(partial(_calibrated, prompts=prompts))
+        bound = self._opened().call(partial(_calibrated, prompts=prompts))
+        self._version.append(bound.model_key)
+        return bound
 
     def nats(self, completions: Sequence[Completion]) -> list[float | None]:
-        """Return -log p per token of each answer; what is in a batch depends on the answers alone."""
-        found = dict(self._opened().map(parts_of(completions), _nats, title=_part_title))
-        return [value for number in sorted(found) for value in found[number]]
+        """Return -log p per token of each answer; what is in a batch depends on the answers alone.
+
+        Each batch is kept in the user's cache by its content, so that another run over the same answers, such as one
+        with people's labels, has the same numbers without the model.
+        """
+        parts = parts_of(completions)
+        files = [self._file(part) for part in parts]
+        found = {number: kept for number, file in enumerate(files) if (kept := _kept_nats(file)) is not None}
+        missing = [number for number in range(len(parts)) if number not in found]
+        if missing:
+            for place, nats in self._opened().map([parts[number] for number in missing], _nats, title=_part_title):
+                found[missing[place]] = nats
+                files[missing[place]].parent.mkdir(parents=True, exist_ok=True)
+                write_text_whole(files[missing[place]], json.dumps(nats) + "\n")
+        return [value for number in range(len(parts)) for value in found[number]]
+
+    def _file(self, part: Sequence[Completion]) -> Path:
+        texts = [as_json(replace(one, id="")) for one in part]
+        name = hashlib.sha256(json.dumps([self._version, texts], sort_keys=True, default=str).encode()).hexdigest()[:32]
+        return user_cache_folder("coherence") / f"nats-{name}.json"
 
     def close(self) -> None:
         """End the workers; the next text starts new ones."""
@@ -260,6 +286,14 @@ def _calibrated(start: StartModel, _: None, *, prompts: Sequence[tuple[Message, 
 
 def _nats(start: StartModel, completions: Sequence[Completion]) -> list[float | None]:
     return start.nats(completions)
+
+
+def _kept_nats(file: Path) -> list[float | None] | None:
+    try:
+        kept: list[float | None] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there, or damaged
+        return None
+    return kept
 
 
 def _part_title(completions: Sequence[Completion]) -> str:
@@ -319,7 +353,8 @@ def make_reader(
     """
     if start is None:
         return CoherenceReader()
-    model = SharedStart(partial(StartModel, start[0], revision=start[1], **settings), executor, threads)
+    held = {**settings, "dtype": decoding_dtype(settings.get("dtype", "auto"))[0]}
+    model = SharedStart(partial(StartModel, start[0], revision=start[1], **settings), executor, threads, held)
     bound = model.calibrated(prompts)
     if bound.bound is None:
         _log.warning("coherence: likelihood under %s cannot be used: %s", bound.model, bound.reason)

@@ -315,9 +315,10 @@ def _round_up(value: float) -> float:
     return float(f"{math.ceil(value / unit * (1 - 1e-12)) * unit:.1g}")
 
 
-def _nats(value: float) -> str:
+def _nats(value: float | np.floating[Any]) -> str:
     """Return nats to two digits, whole ones from 10 on."""
-    return f"{value:.0f}" if abs(value) >= 9.95 else f"{value:.2g}"
+    nats = float(value)
+    return f"{nats:.0f}" if abs(nats) >= 9.95 else f"{nats:.2g}"
 
 
 def reaching_beta(

@@ -78,7 +78,7 @@ def prepare_process(threads: int | None) -> None:
     if threads is not None:
         os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # read by tokenizers at its first use of threads
     if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        transformers_logging.disable_progress_bar()
 
 
 # Training

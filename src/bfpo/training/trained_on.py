@@ -44,7 +44,8 @@ def record_prompts(folder: RunFolder, starts: Iterable[str | None], hashes: Iter
 
 def merged(hashes: Iterable[Hashes]) -> Hashes:
     """Return all hashes, ascending, each once."""
-    return np.unique(np.concatenate([np.zeros(0, np.uint64), *hashes]))
+    found: Hashes = np.unique(np.concatenate([np.zeros(0, np.uint64), *hashes]))
+    return found
 
 
 def trained_prompts(model: str) -> Hashes | None:

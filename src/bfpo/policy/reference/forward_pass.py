@@ -214,7 +214,7 @@ def _distinct_rows(pair_lists: Sequence[Sequence[TokenPair]]) -> tuple[_Rows, li
     """Return the rows that differ in their tokens, and for each list the row of each of its pairs."""
     rows: dict[bytes, int] = {}
     places: list[npt.NDArray[np.int64]] = []
-    row_of = []
+    row_of: list[npt.NDArray[np.int64]] = []
     for number, pairs in enumerate(pair_lists):
         here, first = np.empty(len(pairs), np.int64), []
         for position, pair in enumerate(pairs):
