@@ -16,6 +16,7 @@ from benchmarks.workload import MODELS, make_model, make_texts, make_tokenizer, 
 from bfpo.core.errors import RunError
 from bfpo.data.store import TokenStore
 from bfpo.data.tokenize import TokenPair
+from bfpo.policy.recompute import Recompute, set_recompute
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,8 @@ class SftRun:
     `form` of TRL's rows: "packed", all texts of a forward pass in one row as its packing makes them, without the rest
     that a fixed length leaves over, or "padded". Ours are packed. `store`: a file of tokens, whose prompts and chosen
     completions are trained on in its order, from place `seed * steps * texts_per_step`. `kernels`: TRL with its Liger
-    kernels. `recompute`: activations are computed again in the backward pass.
+    kernels. `recompute`: activations are computed again in the backward pass,
+    by ours also "selective".
     """
 
     trainer: Literal["bfpo", "trl"]
@@ -41,7 +43,7 @@ class SftRun:
     store: str | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     kernels: bool = False
-    recompute: bool = False
+    recompute: Recompute = False
 
     @property
     def half(self) -> bool:
@@ -109,6 +111,8 @@ def _our_trainer(run: SftRun, model: Any, tokenizer: Any, texts: list[TokenPair]
         per_device_train_batch_size=run.texts_per_step,
         remove_unused_columns=False,
     )
+    if run.recompute == "selective":
+        set_recompute(model, "selective")
     return SftTrainer(
         model,
         arguments,

@@ -42,6 +42,7 @@ __all__ = [
 MIB = 2**20
 SIDES = ("before", "after")
 UNKNOWN = "unknown"
+_RECOMPUTED = {False: "", True: ", recomputed", "selective": ", recomputed but for products"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +189,7 @@ def sft_tables(results: dict[str, Any]) -> list[Table]:
         return number(spread(value(a) / value(b) for a, b in zip(of(arm), of(other), strict=True)), 2)
 
     rows = []
-    for arm in sorted(arms, key=lambda arm: (arm[0], arm[1], arm[2] == "padded", -arm[3], arm[4])):
+    for arm in sorted(arms, key=lambda arm: (arm[0], arm[1], arm[2] == "padded", -arm[3], str(arm[4]))):
         theirs = [one for one in arms if one[:2] == (arm[0], "trl")]
         packed = next(one for one in theirs if one[2] == "packed" and not one[4])
         best = max(theirs, key=lambda one: spread(map(rate, of(one))).median)
@@ -197,7 +198,7 @@ def sft_tables(results: dict[str, Any]) -> list[Table]:
         rows.append(
             [
                 arm[0],
-                f"{title}, {arm[3]} text{'s' * (arm[3] > 1)} a forward{', recomputed' * arm[4]}",
+                f"{title}, {arm[3]} text{'s' * (arm[3] > 1)} a forward{_RECOMPUTED[arm[4]]}",
                 number(spread(map(rate, of(arm))), 0),
                 ratio(arm, packed, rate),
                 ratio(arm, best, rate),
@@ -218,7 +219,7 @@ def sft_tables(results: dict[str, Any]) -> list[Table]:
         f"the process, not of the clock; the load of the machine was {number(loads, 1)}. Ratios, repeat by repeat: "
         "against TRL's packed row of the same model; *its best* is the fastest TRL row. Activations: the peak without "
         "gradients and optimizer state, which both need. Recomputed: activations are computed again in the backward "
-        "pass (`gradient_checkpointing: true`, TRL's default)."
+        "pass, `gradient_checkpointing` is true (TRL's default) or `selective`."
     )
     columns = ["model", "trainer", "tokens per CPU-second", "times TRL packed", "times its best"]
     columns += ["peak above the model, MiB", "of TRL's packed", "activations, MiB", "of TRL's packed"]

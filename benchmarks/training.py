@@ -30,6 +30,7 @@ from benchmarks.workload import (
 from bfpo.core.errors import RunError
 from bfpo.data.store import TokenStore
 from bfpo.data.tokenize import TokenPair
+from bfpo.policy.recompute import Recompute, set_recompute
 
 if TYPE_CHECKING:
     from benchmarks.sft_training import SftRun
@@ -43,7 +44,8 @@ class TrainingRun:
     """What to run. `length`: all rows of that many tokens, `None` = lengths of chat data times `length_scale`.
 
     `microbatch` counts pairs per forward pass; ours are cut by tokens, so it takes all pairs of a step or one, unless
-    `max_tokens` of a pass are given. `half`: bfloat16 but for what trains. `recompute`: activations are recomputed.
+    `max_tokens` of a pass are given. `half`: bfloat16 but for what trains. `recompute`: activations are recomputed,
+    by ours also "selective".
     `kernels`: TRL with its Liger kernels. `folder`: of a model with weights, whose sizes are `shape`. `store`: a file
     of tokens, whose pairs are trained on in its order from place `seed * steps * pairs_per_step`. `cpu_clock`: times
     are CPU-seconds of the process.
@@ -62,7 +64,7 @@ class TrainingRun:
     device: Literal["cpu", "cuda"] = "cpu"
     half: bool = False
     trains: Trains = "down_proj"
-    recompute: bool = False
+    recompute: Recompute = False
     max_tokens: int | None = None
     kernels: bool = False
     folder: str | None = None
@@ -110,7 +112,7 @@ def measure(run: TrainingRun, folder: str) -> dict[str, Any]:
     if trainer.state.global_step != run.steps or len(clock.ends) != run.steps:
         raise RunError(f"{run.trainer}: took {trainer.state.global_step} optimizer steps, {run.steps} were asked for")
     recomputes = "is_activation_checkpointing" if hasattr(model, "is_activation_checkpointing") else _OLD_NAME
-    if bool(getattr(model, recomputes, False)) != run.recompute:
+    if bool(getattr(model, recomputes, False)) != bool(run.recompute):
         raise RunError(f"{run.trainer}: recomputes activations, or does not, against what both sides are to do")
     first, rest = lengths[: run.pairs_per_step], lengths[run.pairs_per_step :]
     return {
@@ -153,8 +155,8 @@ def common_arguments(run: TrainingRun | SftRun, folder: str, arguments_class: An
         "max_grad_norm": 1.0,
         "beta": BETA,
         "bf16": run.half,
-        "gradient_checkpointing": run.recompute,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False} if run.recompute else None,
+        "gradient_checkpointing": run.recompute is True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if run.recompute is True else None,
         "train_sampling_strategy": "sequential",  # older versions shuffle both alike, by the seed
         "seed": 0,
         "data_seed": 0,
@@ -183,6 +185,8 @@ def our_trainer(run: TrainingRun, model: Any, tokenizer: Any, pairs: list[TokenP
         reduction="mean",
         reference="precompute" if run.reference == "precomputed" else "adapter_off" if adapted(run) else "swap",
     )
+    if run.recompute == "selective":
+        set_recompute(model, "selective")
     return BFPOTrainer(model, arguments, train_dataset=pairs, processing_class=tokenizer)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.training import TrainingRun
 from benchmarks.workload import MODELS
+from bfpo.policy.recompute import Recompute
 
 __all__ = ["Part", "plan", "profile_part"]
 
@@ -40,6 +41,7 @@ def plan(*, small: bool, cuda: bool) -> list[Part]:
         _training("trl", large, small, cuda, microbatch=2),
         _training("bfpo", large, small, cuda, max_tokens=8192, recompute=True),
         _training("trl", large, small, cuda, microbatch=4, recompute=True),
+        _training("bfpo", large, small, cuda, max_tokens=6144, recompute="selective"),
     ]
     tests = Part(
         "tests", "", "tests marked gpu", "benchmarks.gpu.checks", {"small": small}, ("pytest", "hypothesis"), most=150.0
@@ -93,7 +95,7 @@ def _training(
     trains: str = "down_proj",
     microbatch: int | None = None,
     max_tokens: int | None = None,
-    recompute: bool = False,
+    recompute: Recompute = False,
     kernels: bool = False,
 ) -> Part:
     pairs = 4 if small else 16
@@ -122,7 +124,8 @@ def _training(
         *(("liger_kernel",) if kernels else ()),
     )
     cut = f"{max_tokens:,} tokens" if max_tokens is not None else f"{per_pass} pairs"
-    how = f"{cut} a forward, activations {'recomputed' if recompute else 'kept'}{', Liger kernels' if kernels else ''}"
+    kept = {False: "kept", True: "recomputed", "selective": "recomputed but for products"}[recompute]
+    how = f"{cut} a forward, activations {kept}{', Liger kernels' if kernels else ''}"
     name = "bfpo train" if trainer == "bfpo" else "TRL"
     return Part("training", f"{size} {trains}", f"{name}, {how}", "benchmarks.training", dataclasses.asdict(run), needs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import GenerationConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from typer.testing import CliRunner
 
 from bfpo.cli import app
@@ -242,6 +244,37 @@ def test_sft_lowers_the_loss(data: Path) -> None:
     losses = [row["loss"] for row in folder.read_metrics() if "loss" in row]
     assert losses[-1] < 0.5 * losses[0]
     assert folder.record["metrics"]["eval_loss"] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("wanted", ["selective", True])
+def test_recomputed_activations_change_no_weight(data: Path, monkeypatch: pytest.MonkeyPatch, wanted: Any) -> None:
+    """Of `train`, of `sft`, and of `sft` from random weights; `to_json_string` is what trackers log."""
+    json_of: list[str] = []
+    begin = MetricsCallback.on_train_begin
+    monkeypatch.setattr(
+        MetricsCallback,
+        "on_train_begin",
+        lambda self, args, *more, **kwargs: json_of.append(args.to_json_string()) or begin(self, args, *more, **kwargs),
+    )
+    recomputed: list[bool] = []
+    forward = LlamaDecoderLayer.forward
+
+    def counted(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if layer.training:
+            recomputed.append(layer.gradient_checkpointing)
+        return forward(layer, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", counted)
+    tokenizer, config = str(data / "start"), {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    init = {"model": None, "init": {"config": config, "tokenizer": tokenizer}}
+    for name, stage, make in (("train", "train", align), ("sft", "sft", sft), ("init", "sft", partial(sft, **init))):
+        for number, setting in enumerate((False, wanted)):
+            recomputed.clear()
+            run_stage(stage, make(data, gradient_checkpointing=setting), data / f"{name}-{number}")
+            assert recomputed
+            assert set(recomputed) == {setting is not False}
+        assert same(data / f"{name}-0", data / f"{name}-1"), name
+    assert len(json_of) == 6
 
 
 def test_sft_from_scratch_on_the_safe_completions_of_pairs(data: Path) -> None:

@@ -25,6 +25,7 @@ from bfpo.training.rehearsal import sampled_forecast
 
 __all__ = ["diagnosis_lines", "run"]
 
+_KEPT = {False: "kept", True: "recomputed", "selective": "recomputed but for products and attention"}
 _PARTS = {
     "weights": "weights",
     "gradients": "gradients",
@@ -141,7 +142,7 @@ def diagnosis_lines(found: Diagnosis) -> list[str]:
         f"config of:  bfpo {found.stage}",
         f"model:      {found.model}",
         f"trains:     {found.trains}",
-        f"a pass:     {plan.tokens} tokens, {plan.dtype}, activations {'recomputed' if plan.checkpointing else 'kept'}",
+        f"a pass:     {plan.tokens} tokens, {plan.dtype}, activations {_KEPT[plan.checkpointing]}",
         f"reference:  {found.reference}",
         *_margin_lines(found),
         f"processes:  {plan.processes}, sharding {plan.sharding}",

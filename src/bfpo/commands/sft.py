@@ -18,7 +18,15 @@ from bfpo.policy.load import Policy, init_policy
 from bfpo.runs.folder import RunFolder
 from bfpo.suites.probe import load_probe, probe_lines
 from bfpo.training.diagnosis import fits_here
-from bfpo.training.inputs import load_start, read_start, row_counts, row_streams, template_facts, trained_hashes
+from bfpo.training.inputs import (
+    load_start,
+    read_start,
+    recompute_selectively,
+    row_counts,
+    row_streams,
+    template_facts,
+    trained_hashes,
+)
 from bfpo.training.rehearsal import (
     NOT_MEASURED,
     NOT_SHARED,
@@ -144,7 +152,9 @@ def _trainer(
 
 def _policy(config: SftConfig) -> Policy:
     if config.init is not None:
-        return init_policy(config.init.config, config.init.tokenizer, dtype=config.dtype, seed=config.seed)
+        policy = init_policy(config.init.config, config.init.tokenizer, dtype=config.dtype, seed=config.seed)
+        recompute_selectively(policy, config)
+        return policy
     return load_start(config, dropout=True)
 
 

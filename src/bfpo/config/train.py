@@ -38,8 +38,10 @@ class TrainingKeys(StageConfig):
         default="float32",
         description="number type of weights and computation; under bfloat16 what trains is held in float32",
     )
-    gradient_checkpointing: bool = Field(
-        default=False, description="recompute activations in the backward pass to save memory"
+    gradient_checkpointing: bool | Literal["selective"] = Field(
+        default=False,
+        description="recompute activations in the backward pass to save memory: true = all within a block; selective = "
+        "all but the results of matrix products and attention, at little time",
     )
     trainable: Literal["all"] | list[str] = Field(
         default="all", description="parameters that train: all, or patterns such as '*.down_proj.weight'"

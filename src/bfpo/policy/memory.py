@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from bfpo.core.errors import ModelError, SettingError
 from bfpo.policy.head import CHUNK_ROWS
+from bfpo.policy.recompute import Recompute, set_recompute
 from bfpo.policy.skeleton import Sizes, Skeleton, make_skeleton
 
 __all__ = [
@@ -60,7 +61,7 @@ class Plan:
     trainable: Any = "all"
     lora: Mapping[str, Any] | None = None
     dtype: str = "float32"
-    checkpointing: bool = False
+    checkpointing: Recompute = False
     swaps: bool = False
     processes: int = 1
     sharding: Sharding = "none"
@@ -260,7 +261,7 @@ def count_pass(
     tokens: int,
     *,
     bfloat16: bool = False,
-    checkpointing: bool = False,
+    checkpointing: Recompute = False,
 ) -> PassMemory:
     """Run a forward and a backward pass of a causal LM over a row of `tokens` tokens, and count its memory.
 
@@ -275,7 +276,7 @@ def count_pass(
         parameter.grad = torch.empty_like(parameter)
     live = _LiveBytes()
     kept = live.forget([*parameters, *model.buffers(), *(p.grad for p in trainable if p.grad is not None)])
-    _set_checkpointing(model, checkpointing)
+    set_recompute(model, checkpointing, preserve_rng_state=False)
     try:
         with live:
             with _saved_storages({id(storage) for storage in kept}) as saved_bytes, _autocast(device, bfloat16):
@@ -290,7 +291,7 @@ def count_pass(
                 before = 0
         return PassMemory(saved=saved, peak=max(saved, live.peak - before))
     finally:
-        _set_checkpointing(model, False)
+        set_recompute(model, False)
         for parameter in trainable:
             parameter.grad = None
 
@@ -312,13 +313,3 @@ def _saved_storages(left_out: set[int]) -> Iterator[Callable[[], int]]:
 
 def _autocast(device: torch.device, bfloat16: bool) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
-
-
-def _set_checkpointing(model: Any, wanted: bool) -> None:
-    """Switch the recomputation of activations, under the name that this version of transformers has for it."""
-    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
-    if wanted:
-        settings = {"use_reentrant": False, "preserve_rng_state": False}
-        getattr(model, f"{name}_checkpointing_enable")(settings)
-    elif getattr(model, f"is_{name}_checkpointing"):
-        getattr(model, f"{name}_checkpointing_disable")()

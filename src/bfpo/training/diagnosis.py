@@ -290,6 +290,8 @@ def _changes(config: AlignConfig | SftConfig, plan: Plan) -> Iterator[tuple[str,
     if plan.tokens > least:
         yield f"max_tokens_per_microbatch: {least}", {"tokens": least}
     if not plan.checkpointing:
+        yield "gradient_checkpointing: selective", {"checkpointing": "selective"}
+    if plan.checkpointing is not True:
         yield "gradient_checkpointing: true", {"checkpointing": True}
     if plan.dtype != "bfloat16":
         yield "dtype: bfloat16", {"dtype": "bfloat16"}

@@ -31,6 +31,7 @@ from bfpo.data.tokenize import (
 from bfpo.judges.needless import check_kept
 from bfpo.objective.methods import ReadsBeside
 from bfpo.policy.load import Policy, initial_config, load_policy, load_tokenizer
+from bfpo.policy.recompute import set_recompute
 from bfpo.policy.source import check_text_only, num_embeddings, num_positions, read_config
 from bfpo.runs.folder import RunFolder
 
@@ -115,7 +116,7 @@ def read_start(config: TrainingConfig) -> Start:
 def load_start(config: TrainingConfig, *, dropout: bool = False) -> Policy:
     """Load the model that training starts from, with what trains chosen; raises as `load_policy` does."""
     assert config.model is not None  # of `bfpo sft`, whose `init` has no model
-    return load_policy(
+    policy = load_policy(
         config.model,
         trainable="all" if config.lora is not None else config.trainable,
         lora=config.lora,
@@ -126,6 +127,14 @@ def load_start(config: TrainingConfig, *, dropout: bool = False) -> Policy:
         seed=config.seed,
         dropout=dropout,
     )
+    recompute_selectively(policy, config)
+    return policy
+
+
+def recompute_selectively(policy: Policy, config: TrainingConfig) -> None:
+    """Switch on what `gradient_checkpointing: selective` asks for; `true` is an argument of `Trainer`."""
+    if config.gradient_checkpointing == "selective":
+        set_recompute(policy.model, "selective")
 
 
 def data_sections(config: TrainingConfig) -> dict[str, Any]:

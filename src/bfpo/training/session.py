@@ -36,6 +36,7 @@ from bfpo.core.records import as_json
 from bfpo.data.chat import ChatEncoder
 from bfpo.policy.devices import runs_on_cpu, use_threads
 from bfpo.policy.precision import EMULATED, emulates
+from bfpo.policy.recompute import Recompute
 from bfpo.policy.save import save_policy
 from bfpo.runs.folder import RunFolder
 from bfpo.training.best import HeldOutBest
@@ -144,9 +145,12 @@ def _num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 
-def _recompute_activations(wanted: bool) -> dict[str, Any]:
-    """Return the arguments to recompute activations, under the name in this version of transformers."""
-    if not wanted:
+def _recompute_activations(wanted: Recompute) -> dict[str, Any]:
+    """Return the arguments to recompute activations, under the name in this version of transformers.
+
+    None for "selective": they must be JSON, and its settings hold a function. `load_start` switches it on.
+    """
+    if wanted is not True:
         return {}
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
     name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
