@@ -76,6 +76,21 @@ def test_resume_names_the_keys_that_differ(tmp_path):
         RunFolder.create(tmp_path / "run", "demo", {}, True)
 
 
+def test_other_threads_resume_with_a_warning_and_a_finished_run_without(tmp_path, caplog):
+    config = {"threads": 1, "judge": {"threads": None}}
+    RunFolder.create(tmp_path / "run", "train", config)
+    other = {"threads": 2, "judge": {"threads": 4}}
+    folder = RunFolder.create(tmp_path / "run", "train", other, resume=True)
+    assert [record.message.partition(": ")[2] for record in caplog.records if "threads" in record.message] == [
+        f"continues with {said}; what follows may differ from an uninterrupted run in its last digits"
+        for said in ("judge.threads 4, before None", "threads 2, before 1")
+    ]
+    folder.set_status("finished")
+    caplog.clear()
+    assert RunFolder.create(tmp_path / "run", "train", other, resume=True).finished
+    assert not caplog.records
+
+
 def test_a_run_of_before_with_a_constant_rate_resumes_without_the_warm_up_that_it_did_not_read(tmp_path):
     values = AlignConfig(model="m", data={"files": "p.jsonl"}, lr_scheduler_type="constant").resolved()
     RunFolder.create(tmp_path / "run", "train", {**values, "warmup_steps": 20.0}).set_status("interrupted")

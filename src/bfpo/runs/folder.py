@@ -492,6 +492,13 @@ def _earlier_record(path: Path, stage: str, config: dict[str, Any], resume: bool
             f"{path}: cannot resume with another config: {'; '.join(changes)}; "
             f"resume with --config {path / _CONFIG}, or start a new run in another --out"
         )
+    if record.get("status") != "finished":
+        for key in sorted(key for key in now.keys() & earlier.keys() if _is_threads(key) and now[key] != earlier[key]):
+            _log.warning(
+                "%s: continues with %s %s, before %s; what follows may differ from an uninterrupted run in its last "
+                "digits",
+                *(path, key, now[key], earlier[key]),
+            )
     return record
 
 
@@ -502,15 +509,20 @@ def _may_differ(stage: str, key: str, earlier: Mapping[str, Any], now: Mapping[s
     # A run that began before there was such a key; of `reference` also before those of its forecast were recorded.
     if key not in earlier and (_is_off(now[key]) or stage == "reference"):
         return True
-    # No answer depends on who asks and how, no loss of a step on how it is cut, nothing on how many do the work or on
-    # what trackers call it.
+    # No answer depends on who asks and how, no loss of a step on how it is cut, nothing but rounding on how many do the
+    # work, or on what trackers call it.
     return (
         key.rpartition(".")[2] in HOW_ASKED
+        or _is_threads(key)
         or key.endswith("_per_microbatch")
         or key.partition(".")[0] in ("executor", "processes", "run_name")
         or _found_by_the_command(stage, key, now.get(key))
         or (key == "warmup_steps" and now.get("lr_scheduler_type") == "constant")  # there it was never read
     )
+
+
+def _is_threads(key: str) -> bool:
+    return key.rpartition(".")[2] == "threads"
 
 
 FREE = frozenset(
