@@ -295,7 +295,7 @@ def test_the_repository_that_a_model_is_pushed_to(tmp_path):
     found = converted(tmp_path, TRL_HUB + pushed.replace("push_to_hub: true", "push_to_hub: false"))
     assert found["not_carried_over"].keys() >= {"hub_model_id", "hub_private_repo"}
     (tmp_path / "ours.yaml").unlink()
-    found = converted(tmp_path, f"{AXOLOTL_HUB}hub_model_id: org/mine\noptim: adamw_torch\n")  # it is private there
+    found = converted(tmp_path, f"{AXOLOTL_HUB}hub_model_id: org/mine\noptim: adafactor\n")  # it is private there
     assert (found["config"]["push_to_hub"], found["config"]["hub_private_repo"]) == ("org/mine", True)
     assert found["not_carried_over"] == {"optim": "not a key of axolotl; optim is one here"}
 
