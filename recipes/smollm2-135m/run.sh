@@ -2,7 +2,7 @@
 # The whole recipe; `make real` calls it. A finished stage is skipped and an interrupted one continues, so run it again at any
 # time. MODEL: the start model (folder or hub id). DATA: a folder with the data (empty: the hub). OUT: the folder of the runs.
 # LABELS: labels.jsonl of `bfpo annotate` on the answers of the scores; the page then has the rates by people.
-# METHOD: bfpo, bfpo_squared, dpo_safe_first or safedpo, or sft-more: steps of SFT in place of those on pairs. SEED: of SFT and of the pairs.
+# METHOD: bfpo, bfpo_squared, dpo_safe_first or safedpo, or sft-more: SFT at the compute of both rounds in their place. SEED: of SFT and of the pairs.
 # arms.sh runs it for several of them.
 set -euo pipefail
 
@@ -71,7 +71,7 @@ answers "$OUT/start-harmful" "$MODEL" "$OUT/prompts/pairs_harmful.jsonl" 32
 once "$OUT/.rows" data rows
 sft "$SFT" "$MODEL" "$OUT/sft.jsonl"
 if [ "$METHOD" = sft-more ]; then
-    sft "$ARM" "$SFT/model" "$OUT/sft-more.jsonl" --set max_steps=60 --set learning_rate=1.0e-4
+    sft "$ARM" "$SFT/model" "$OUT/sft-more.jsonl" --set max_steps=200 --set learning_rate=1.0e-4
     models=("$ARM")
 else
     last=$SFT

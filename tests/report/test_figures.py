@@ -129,6 +129,9 @@ def test_titles_of_the_refusals_keep_apart_and_names_are_whole(width: float) -> 
     assert all(box.x0 >= 0 for box in (*names, *extents))
     assert all(box.x1 <= figure.bbox.x1 for box in extents)
     assert overlaps([Box(box.x0, box.y0, box.x1, box.y1) for box in names]) == []
+    axes.set_xlim(-0.1, 0.1)  # as without larger rates: ticks every 2.5%
+    for place, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True):
+        assert float(label.get_text().rstrip("%")) == pytest.approx(100 * abs(place)), "a tick says where it is"
 
 
 def test_of_very_many_methods_only_those_that_matter_are_named() -> None:
