@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bfpo.core.schema import Message, Pair
+from bfpo.data.load import load_pairs
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.rejects import RowError
+from bfpo.data.settings import DataConfig
 from messages import raises
 
 Q = Message("user", "q")
@@ -141,6 +146,20 @@ def test_every_layout_that_pku_saferlhf_has_had(columns: tuple[str, ...]) -> Non
     found = parse("pku", row)
     assert replace(found, category="") == parse("pku", PKU)  # the safer response is not the chosen one
     assert found.category == ("Violence" if "response_1_harm_category" in columns else "")
+
+
+@pytest.mark.parametrize("write", [str, json.dumps])
+def test_the_categories_of_pku_saferlhf_in_a_csv_file(tmp_path: Path, write: Any) -> None:
+    """A table is written with dictionaries as Python prints them."""
+    file = tmp_path / "a.csv"
+    row = {key: write(value) if isinstance(value, dict) else value for key, value in PKU_ALL.items()}
+    with file.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.DictWriter(out, list(row))
+        writer.writeheader()
+        writer.writerows([row, {**row, "response_0_harm_category": "", "response_1_harm_category": "violent"}])
+    loaded = load_pairs(DataConfig(files=[str(file)], bad_rows="skip"))
+    assert [pair.category for pair in loaded.pairs] == ["Violence"]
+    assert [(reject.line, reject.field) for reject in loaded.rejects] == [(3, "response_1_harm_category")]
 
 
 REDTEAM: dict[str, Any] = {

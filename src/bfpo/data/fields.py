@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import hashlib
 import json
 import math
@@ -120,9 +122,25 @@ def category_of(row: Columns, field: str) -> str:
 
 
 def marked_of(row: Columns, field: str) -> str:
-    """Return the first name that a field of names and marks, as in PKU's data sets, marks true, "" for none."""
+    """Return the first name that a field of names and marks, as in PKU's data sets, marks true, "" for none.
+
+    The cell of a CSV file is JSON, or what Python prints; raises `RowError` for another text in it.
+    """
     marks = row.get(field)
+    if isinstance(marks, CellText) and marks.strip():
+        marks = _printed(marks)
+        if not isinstance(marks, dict):
+            raise RowError(field, "not names and marks, such as {'Violence': True}", row[field])
     return next((str(name) for name, marked in marks.items() if marked is True), "") if isinstance(marks, dict) else ""
+
+
+def _printed(cell: str) -> object:
+    """Return the value that a text is as JSON or as Python prints it, `None` for another text."""
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            found: object = read(cell)
+            return found
+    return None
 
 
 def _whole_number(value: object) -> object:
