@@ -73,8 +73,7 @@ def _measured(run: SftRun, folder: str) -> dict[str, Any]:
     texts = run.texts(len(tokenizer))
     model_rss = rss()
     trainer = (_our_trainer if run.trainer == "bfpo" else trl_trainer)(run, model, tokenizer, texts, folder)
-    clock = add_clock(trainer, cpu=True)
-    reset_peak()
+    clock = add_clock(trainer, cpu=True, after_first=reset_peak)
     trainer.train()
     peak = peak_rss()
     if trainer.state.global_step != run.steps or len(clock.ends) != run.steps:

@@ -11,6 +11,7 @@ import dataclasses
 import importlib.util
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -105,7 +106,7 @@ def measure(run: TrainingRun, folder: str) -> dict[str, Any]:
     started = time.perf_counter()
     trainer = (our_trainer if run.trainer == "bfpo" else trl_trainer)(run, model, tokenizer, pairs, folder)
     setup_seconds, setup_peak = time.perf_counter() - started, memory.peak()
-    clock = add_clock(trainer, count=run.device == "cpu", cpu=run.cpu_clock)
+    clock = add_clock(trainer, count=run.device == "cpu", cpu=run.cpu_clock, after_first=memory.reset)
     peak_is_of_training = memory.reset()
     trainer.train()
     peak = memory.peak()
@@ -268,20 +269,21 @@ def _cuda() -> Any:
     return torch.cuda
 
 
-def add_clock(trainer: Any, *, count: bool = True, cpu: bool = False) -> Any:
-    """Return a callback, added to the trainer, that notes when steps start and end and may count the first one."""
+def add_clock(trainer: Any, **settings: Any) -> Any:
+    """Return the callback of `make_clock`, added to the trainer."""
     from transformers import PrinterCallback
 
-    clock = make_clock(count=count, cpu=cpu)
+    clock = make_clock(**settings)
     trainer.add_callback(clock)
     trainer.remove_callback(PrinterCallback)
     return clock
 
 
-def make_clock(*, count: bool, cpu: bool = False) -> Any:
-    """Return the callback of `add_clock`.
+def make_clock(*, count: bool = True, cpu: bool = False, after_first: Callable[[], object] = lambda: None) -> Any:
+    """Return a callback that notes when steps start and end.
 
-    `count`: operations, which slows that step down. `cpu`: in CPU-seconds of the process.
+    `count`: operations of the first step, which makes that one slower and larger. `cpu`: in CPU-seconds of the process.
+    `after_first`: called after the first step, outside of all steps.
     """
     import torch
     from transformers import TrainerCallback
@@ -314,6 +316,8 @@ def make_clock(*, count: bool, cpu: bool = False) -> Any:
                 self.counter.__exit__(None, None, None)
                 self.flops = self.counter.get_total_flops()
                 self.counter = None
+            if not self.ends:
+                after_first()
             self.ends.append(now())
 
         def on_train_end(self, *_args: Any, **_kwargs: Any) -> None:
