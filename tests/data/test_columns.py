@@ -471,6 +471,50 @@ def test_a_prompt_file_keeps_a_text_that_is_a_conversation_unless_it_is_a_cell(t
     assert [message.role for message in asked.messages] == ["system", "user"]
 
 
+TRANSCRIPT = "\n\nHuman: High tide?\n\nAssistant: Where?\n\nHuman: Here.\n\nAssistant:"
+
+
+@pytest.mark.parametrize("end", ["", " "])
+def test_a_prompt_that_is_a_transcript_is_read_as_turns(tmp_path: Path, end: str) -> None:
+    prompt = TRANSCRIPT + end
+    turns = (QUESTION, Message("assistant", "Where?"), Message("user", "Here."))
+    pairs = write_rows(tmp_path / "a.jsonl", [{"prompt": prompt, "chosen": "at noon", "rejected": "never"}])
+    result = read_pairs([pairs])
+    assert [(pair.prompt, pair.chosen) for pair in result.pairs] == [(turns, "at noon")]
+    assert result.notes == {"rows_with_conversations_as_text": {str(pairs): 1}}
+    single = write_rows(tmp_path / "b.jsonl", [{"prompt": prompt, "completion": "at noon"}])
+    assert [one.prompt for one in read_sft([single]).completions] == [turns]
+    (attack,) = read_prompt_files([single]).prompts  # an attack may be such a text
+    assert attack.messages == (Message("user", prompt),)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["Go on:" + TRANSCRIPT, TRANSCRIPT + " At", "\n\nAssistant:", "\n\nHuman: q", "Human: q Assistant:"]
+)
+def test_a_prompt_that_is_no_whole_transcript_stays_a_text(tmp_path: Path, prompt: str) -> None:
+    (pair,) = read_pairs([write_rows(tmp_path / "a.jsonl", [{"prompt": prompt, "chosen": "a", "rejected": "b"}])]).pairs
+    assert pair.prompt == (Message("user", prompt),)
+
+
+def test_conversations_beside_a_prompt_that_is_a_transcript_are_used(tmp_path: Path) -> None:
+    row = {"prompt": "\n\nHuman: high tide? \n\nAssistant:", "chosen": CHOSEN, "rejected": REJECTED}
+    (pair,) = read_pairs([write_rows(tmp_path / "a.jsonl", [row])]).pairs
+    assert pair.prompt == (QUESTION,)
+
+
+@pytest.mark.parametrize("labels", [{}, {"chosen_is_safe": True, "rejected_is_safe": False}])
+@pytest.mark.parametrize("prompt", [TRANSCRIPT, "Here."])
+def test_transcripts_that_hold_the_prompt_are_not_answers_to_it(
+    tmp_path: Path, prompt: str, labels: dict[str, bool]
+) -> None:
+    row = {"prompt": prompt, "chosen": f"{TRANSCRIPT} At noon.", "rejected": f"{TRANSCRIPT} Never.", **labels}
+    file = write_rows(tmp_path / "a.jsonl", [row])
+    (reject,) = read_pairs([file]).rejects
+    assert (reject.field, "columns: {prompt: null}" in reject.reason) == ("chosen, rejected", True)
+    (pair,) = read_pairs([file], columns={"prompt": None}).pairs
+    assert (len(pair.prompt), pair.chosen, pair.rejected) == (3, "At noon.", "Never.")
+
+
 # ------------------------------------------------------------------------------------------------------- labels
 
 

@@ -22,7 +22,7 @@ from bfpo.core.remote import is_remote
 from bfpo.data.fields import ColumnNames
 from bfpo.data.hub_stream import open_lines, open_packed, open_table
 from bfpo.data.layouts import Layout
-from bfpo.data.messages import parsed_conversation
+from bfpo.data.messages import parsed_conversation, parsed_transcript
 from bfpo.data.rejects import CellText, Reject, Row, RowError, describe_rejects
 
 __all__ = [
@@ -104,10 +104,10 @@ def _not_utf8(error: UnicodeDecodeError) -> RowError:
 def mapped_rows(file: Path, columns: ColumnNames | None, *, cells_only: bool = False) -> Iterator[Row]:
     """Yield the rows of a file, with columns renamed to ours by `columns`, and texts of conversations as messages.
 
-    `cells_only`: only in CSV, which cannot hold messages otherwise. Raises `DataError` as `iter_rows`.
+    `cells_only`: only in CSV, which cannot hold messages otherwise, and no transcripts. Raises `DataError` as
+    `iter_rows`.
     """
-    kind = CellText if cells_only else str
-    return (_with_conversations(_renamed(row, columns), kind) for row in iter_rows(file))
+    return (_with_conversations(_renamed(row, columns), cells_only) for row in iter_rows(file))
 
 
 def _renamed(row: Row, columns: ColumnNames | None) -> Row:
@@ -121,8 +121,11 @@ def _renamed(row: Row, columns: ColumnNames | None) -> Row:
     return Row(row.line, {**kept, **mapped}, row.bad)
 
 
-def _with_conversations(row: Row, kind: type[str]) -> Row:
+def _with_conversations(row: Row, cells_only: bool) -> Row:
+    kind = CellText if cells_only else str
     found = {name: parsed_conversation(value) for name, value in row.columns.items() if isinstance(value, kind)}
+    if "prompt" in found and not cells_only and not isinstance(row.columns.get("chosen"), list):
+        found["prompt"] = parsed_transcript(found["prompt"])
     read = {name: value for name, value in found.items() if value is not row.columns[name]}
     return Row(row.line, {**row.columns, **read}, row.bad, tuple(read)) if read else row
 

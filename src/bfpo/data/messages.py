@@ -22,8 +22,10 @@ __all__ = [
     "is_absent",
     "messages_of",
     "parsed_conversation",
+    "parsed_transcript",
     "text_of",
     "tools_of",
+    "transcript_turns",
     "without_empty_end",
 ]
 
@@ -224,6 +226,28 @@ def _json_value(value: object) -> Any:
 
 
 # ------------------------------------------------------------------------------------------ conversations as text
+
+
+_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+_HH_ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
+
+
+def transcript_turns(text: str) -> tuple[Message, ...]:
+    """Return the turns of a transcript of `Human:` and `Assistant:`, each after an empty line, () for another text."""
+    before, *rest = _HH_TURN.split("\n\n" + text.lstrip())
+    if before:
+        return ()
+    return tuple([Message(_HH_ROLES[who], said.strip()) for who, said in zip(rest[::2], rest[1::2], strict=True)])
+
+
+def parsed_transcript(prompt: object) -> Any:
+    """Return the messages of a prompt that is a transcript from `Human:` to a bare `Assistant:`, else it unchanged."""
+    if not isinstance(prompt, str) or not prompt.rstrip().endswith("\n\nAssistant:"):
+        return prompt
+    turns = transcript_turns(prompt)
+    if not turns or turns[0].role != "user":
+        return prompt
+    return [{"role": turn.role, "content": turn.content} for turn in turns[:-1]]
 
 
 _BEGINS = re.compile(r"""\s*(?:\[\s*)?\{\s*["']""")

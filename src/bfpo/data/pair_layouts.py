@@ -24,7 +24,7 @@ from bfpo.data.fields import (
     value_of,
 )
 from bfpo.data.layouts import Layouts
-from bfpo.data.messages import answer_of, check_weight, is_parts, messages_of, text_of
+from bfpo.data.messages import answer_of, check_weight, is_parts, messages_of, text_of, transcript_turns
 from bfpo.data.rejects import CellText, RowError
 from bfpo.data.thinking import message_extra
 
@@ -39,11 +39,9 @@ UNPAIRED_LAYOUTS: Layouts[Pair] = Layouts(reads=("id", "source", WEIGHT, *REASON
 _COMPLETIONS, _LABELS = ("chosen", "rejected"), ("chosen_is_safe", "rejected_is_safe")
 _OURS = ("prompt", *_COMPLETIONS, *_LABELS)
 _PKU_HARMS = ("response_0_harm_category", "response_1_harm_category")
-_TURN = re.compile(r"\n\n(Human|Assistant):")
 _HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 _HELPSTEER_ROLES: dict[str, Role] = {"User": "user", "Assistant": "assistant"}
 _NO_PROMPT = "a row without a column prompt needs (columns: {prompt: question} takes it from the column question)"
-_HH_ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 
 
 @PAIR_LAYOUTS.register(
@@ -58,9 +56,18 @@ def bfpo_pair(row: Columns) -> Pair:
     """Our columns: plain completions and both labels, which may be null but not absent."""
     for field in _LABELS:
         value_of(row, field)
+    return pair_of(row, *_plain_texts(row), (label_of(row, _LABELS[0]), label_of(row, _LABELS[1])))
+
+
+def _plain_texts(row: Columns) -> tuple[tuple[Message, ...], Message, Message]:
+    """Return the prompt and both completions; raises `RowError` where these are transcripts that hold the prompt."""
     prompt = messages_of(value_of(row, "prompt"), "prompt")
     chosen, rejected = (answer_of(value_of(row, field), field) for field in _COMPLETIONS)
-    return pair_of(row, prompt, chosen, rejected, (label_of(row, _LABELS[0]), label_of(row, _LABELS[1])))
+    transcripts = [transcript_turns(answer.content) for answer in (chosen, rejected)]
+    if all(len(turns) > 1 and turns[0].role == "user" for turns in transcripts):
+        reason = "whole transcripts of Human: and Assistant: turns (columns: {prompt: null} reads the prompt from them)"
+        raise RowError("chosen, rejected", reason, chosen.content)
+    return prompt, chosen, rejected
 
 
 @PAIR_LAYOUTS.register(
@@ -76,9 +83,7 @@ def trl_pair(row: Columns) -> Pair:
     """TRL's columns: plain text, or conversations whose prompt is given separately or is their common beginning."""
     labels = (label_of(row, _LABELS[0]), label_of(row, _LABELS[1]))
     if not _is_conversation(row):
-        prompt = messages_of(value_of(row, "prompt"), "prompt")
-        chosen, rejected = (answer_of(value_of(row, field), field) for field in _COMPLETIONS)
-        return pair_of(row, prompt, chosen, rejected, labels)
+        return pair_of(row, *_plain_texts(row), labels)
     conversations = []
     for field in _COMPLETIONS:
         value = value_of(row, field)
@@ -154,30 +159,24 @@ def pku_pair(row: Columns) -> Pair:
 )
 def hh_pair(row: Columns) -> Pair:
     """HH-RLHF's transcripts: the last assistant turn of each is the completion, the turns before must be the same."""
-    chosen, rejected = (_turns_of(value_of(row, field), field) for field in _COMPLETIONS)
+    chosen, rejected = (transcript_of(value_of(row, field), field) for field in _COMPLETIONS)
     for field, turns in zip(_COMPLETIONS, (chosen, rejected), strict=True):
-        if turns[-1][0] != "assistant":
-            raise RowError(field, "the transcript does not end with the assistant", turns[-1][0])
+        if turns[-1].role != "assistant":
+            raise RowError(field, "the transcript does not end with the assistant", turns[-1].role)
     if chosen[:-1] != rejected[:-1]:
         raise RowError("chosen, rejected", "the two transcripts do not share their prompt", len(chosen) - 1)
     labels = (label_of(row, _LABELS[0]), label_of(row, _LABELS[1]))
-    prompt = tuple([Message(*turn) for turn in chosen[:-1]])
-    return pair_of(row, prompt, chosen[-1][1], rejected[-1][1], labels)
+    return pair_of(row, chosen[:-1], chosen[-1].content, rejected[-1].content, labels)
 
 
 def transcript_of(value: object, field: str) -> tuple[Message, ...]:
     """Return the turns of a transcript of `Human:` and `Assistant:`, each after an empty line. Raises `RowError`."""
-    return tuple([Message(*turn) for turn in _turns_of(value, field)])
-
-
-def _turns_of(value: object, field: str) -> list[tuple[Role, str]]:
     text = text_of(value, field) if isinstance(value, str) else ""
-    before, *rest = _TURN.split("\n\n" + text.lstrip())
-    if before or not rest:
+    if not (turns := transcript_turns(text)):
         raise RowError(
             field, f"not a transcript of Human: and Assistant: turns, which {_NO_PROMPT}", text[:60] or value
         )
-    return [(_HH_ROLES[who], said.strip()) for who, said in zip(rest[::2], rest[1::2], strict=True)]
+    return turns
 
 
 @PAIR_LAYOUTS.register(
