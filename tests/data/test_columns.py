@@ -330,9 +330,14 @@ def test_a_completion_that_is_not_to_be_trained_on_is_a_bad_row(mark: dict[str, 
 def test_a_completion_marked_as_undesirable_is_not_imitated(tmp_path: Path) -> None:
     row = COMPLETIONS["completions"]
     rows = [{**row, "label": True}, {**row, "label": False}, {**row, "kto_tag": False}, {**row, "label": "a topic"}]
-    rows += [{**row, "label": "False"}, {**row, "kto_tag": "false"}]
-    result = read_sft([write_rows(tmp_path / "kto.jsonl", rows)])
-    assert (len(result.completions), [reject.field for reject in result.rejects]) == (2, ["label", "kto_tag"] * 2)
+    rows += [{**row, "label": "False"}, {**row, "kto_tag": "false"}, {**row, "label": 0}, {**row, "kto_tag": 0.0}]
+    rows += [{**row, "label": "0"}, {**row, "kto_tag": 1}]
+    file = write_rows(tmp_path / "kto.jsonl", rows)
+    result = read_sft([file])
+    assert len(result.completions) == 3
+    assert [reject.field for reject in result.rejects] == [*["label", "kto_tag"] * 3, "label"]
+    assert "columns: {label: null}" in result.rejects[0].reason
+    assert len(read_sft([file], columns={"label": None, "kto_tag": None}).completions) == 10
     for name, row in COMPLETIONS.items():
         assert COMPLETION_LAYOUTS[name].parse({**row, "kto_tag": True}).text == "at noon"
         for column in ("label", "kto_tag"):

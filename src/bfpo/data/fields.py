@@ -45,6 +45,7 @@ CONTEXT = ("system", "system_prompt", "history", "tools", "chat_template_kwargs"
 """Columns that every layout reads: what stands before the prompt, and what cannot be read."""
 DESIRABLE = ("label", "kto_tag")
 """Columns of KTO data sets, in TRL and in LLaMA-Factory: whether an answer is desirable."""
+_UNDESIRABLE = ("false", "0", "0.0")
 FINISHED = ("chosen_finished", "rejected_finished")
 """Columns of a pair: whether the model ended the text itself; absent or null means that it did."""
 WEIGHT = "weight"
@@ -222,8 +223,9 @@ def completion_of(
     prompt, tools = _with_context(row, prompt)
     _check_row_weight(row)
     for name in () if may_be_undesirable else DESIRABLE:
-        if str(row.get(name)).strip().lower() == "false":  # in JSON, too, some files hold it as text
-            raise RowError(name, "the completion is marked as undesirable", row[name])
+        if str(row.get(name)).strip().lower() in _UNDESIRABLE:  # in JSON, too, some files hold it as text
+            reason = f"the completion is marked as undesirable (columns: {{{name}: null}} takes it all the same)"
+            raise RowError(name, reason, row[name])
     answer = _as_answer(answer)
     if not allow_empty:
         _check_answer(answer, field)
