@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -357,6 +358,24 @@ def test_completions_of_every_layout_keep_what_is_said_of_them(tmp_path: Path) -
         assert "columns_not_read" not in result.counts, name
     marked = {**COMPLETIONS["beavertails"], "category": {"boats": False, "tides": True}}
     assert COMPLETION_LAYOUTS["beavertails"].parse(marked).category == "tides"
+
+
+def test_categories_as_marks_or_lists_are_read_in_every_layout_and_in_cells(tmp_path: Path) -> None:
+    marks = {"boats": False, "tides": True}
+    given = [(marks, "tides"), ({"boats": False}, ""), (["boats", "tides"], "boats, tides"), ("[boats", "[boats")]
+    for name, row in COMPLETIONS.items():
+        for category, expected in given:
+            if isinstance(category, str) and name == "beavertails":
+                continue
+            assert COMPLETION_LAYOUTS[name].parse({**row, "category": category}).category == expected, name
+    file = tmp_path / "a.csv"
+    with file.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["prompt", "completion", "category"])
+        writer.writerows([["q", "a", str(category)] for category, _ in given])
+    assert [one.category for one in read_sft([file]).completions] == [expected for _, expected in given]
+    file.write_text("prompt,response,is_safe,category\nq,a,True,{'boats': False}\n")
+    assert [one.category for one in load_completions(SftDataConfig(files=[str(file)])).completions] == [""]
 
 
 @pytest.mark.parametrize("name", ["reasoning", "category"])

@@ -55,6 +55,7 @@ ULTRACHAT: dict[str, Any] = {
         ("wildguardmix", {**WILDGUARD, "response_harm_label": "harmful", "prompt_harm_label": None}, "", 0.0),
         ("wildguardmix", {**WILDGUARD, "response_harm_label": None, "prompt_harm_label": "unharmful"}, "benign", None),
         ("conversations", SHAREGPT, "", None),
+        ("conversations", {**SHAREGPT, "is_safe": False}, "", 0.0),
     ],
 )
 def test_rows_are_completions(name: str, row: dict[str, Any], kind: str, is_safe: float | None) -> None:

@@ -81,13 +81,14 @@ def alpaca_completion(row: Columns) -> Completion:
     "conversations",
     "ShareGPT: conversations as turns of {from, value}, the last of which is learnt",
     needs=("conversations",),
+    labels=("is_safe",),
     fits=lambda row: "conversations" in row and "chosen" not in row,
     order=2,
 )
 def sharegpt_completion(row: Columns) -> Completion:
     """ShareGPT's `conversations`, turns of `{from, value}`: the last is the assistant's and the completion."""
     prompt, answer = _without_answer(value_of(row, "conversations"), "conversations")
-    return completion_of(row, prompt, answer, "conversations")
+    return completion_of(row, prompt, answer, "conversations", is_safe=label_of(row, "is_safe"))
 
 
 @COMPLETION_LAYOUTS.register(

@@ -114,8 +114,17 @@ def optional_text(row: Columns, field: str) -> str:
 
 
 def category_of(row: Columns, field: str) -> str:
-    """Return a field of text, a whole number or a list of texts as the name of a category, else "": it groups only."""
-    if (value := _whole_number(row.get(field))) is None:
+    """Return text, a whole number or a list of texts as the name of a category, of marks the first, else "".
+
+    It groups only. The cell of a CSV file may be a list or marks as JSON or as Python prints them.
+    """
+    value = row.get(field)
+    if isinstance(value, CellText) and value.lstrip().startswith(("[", "{")):
+        found = _printed(value)
+        value = found if isinstance(found, (list, dict)) else value
+    if isinstance(value, dict):
+        return _first_marked(value)
+    if (value := _whole_number(value)) is None:
         return ""
     texts = value if isinstance(value, list) else [str(value) if isinstance(value, int) else value]
     named = [text_of(text, field) for text in texts if isinstance(text, str) and not isinstance(value, bool)]
@@ -132,7 +141,11 @@ def marked_of(row: Columns, field: str) -> str:
         marks = _printed(marks)
         if not isinstance(marks, dict):
             raise RowError(field, "not names and marks, such as {'Violence': True}", row[field])
-    return next((str(name) for name, marked in marks.items() if marked is True), "") if isinstance(marks, dict) else ""
+    return _first_marked(marks) if isinstance(marks, dict) else ""
+
+
+def _first_marked(marks: Mapping[str, object]) -> str:
+    return next((str(name) for name, marked in marks.items() if marked is True), "")
 
 
 def _printed(cell: str) -> object:
