@@ -114,21 +114,25 @@ def optional_text(row: Columns, field: str) -> str:
 
 
 def category_of(row: Columns, field: str) -> str:
-    """Return text, a whole number or a list of texts as the name of a category, of marks the first, else "".
-
-    It groups only. The cell of a CSV file may be a list or marks as JSON or as Python prints them.
-    """
-    value = row.get(field)
-    if isinstance(value, CellText) and value.lstrip().startswith(("[", "{")):
-        found = _printed(value)
-        value = found if isinstance(found, (list, dict)) else value
-    if isinstance(value, dict):
-        return _first_marked(value)
-    if (value := _whole_number(value)) is None:
+    """Return a field of text, a whole number or a list of texts as the name of a category, else "": it groups only."""
+    if (value := _whole_number(_listed_or_marked(row.get(field)))) is None:
         return ""
     texts = value if isinstance(value, list) else [str(value) if isinstance(value, int) else value]
     named = [text_of(text, field) for text in texts if isinstance(text, str) and not isinstance(value, bool)]
     return ", ".join(text.strip() for text in named)
+
+
+def _category_of_answer(row: Columns) -> str:
+    """Return `category` as `category_of` does, and of marks, which judge an answer and not its prompt, the first."""
+    marks = _listed_or_marked(row.get("category"))
+    return _first_marked(marks) if isinstance(marks, dict) else category_of(row, "category")
+
+
+def _listed_or_marked(value: object) -> object:
+    """Return the list or object that a CSV cell is as JSON or as Python prints it, any other value unchanged."""
+    if not isinstance(value, CellText) or not value.lstrip().startswith(("[", "{")):
+        return value
+    return found if isinstance(found := _printed(value), (list, dict)) else value
 
 
 def marked_of(row: Columns, field: str) -> str:
@@ -207,7 +211,7 @@ def pair_of(
         rejected_extra=rejected.extra,
         chosen_finished=finished[0],
         rejected_finished=finished[1],
-        category=category or category_of(row, "category"),
+        category=category or _category_of_answer(row),
     )
 
 
@@ -257,7 +261,7 @@ def completion_of(
         blocked=blocked if isinstance(blocked := row.get("blocked"), str) and not answer.content else "",
         tools=tools,
         extra=answer.extra,
-        category=category or category_of(row, "category"),
+        category=category or _category_of_answer(row),
     )
 
 
