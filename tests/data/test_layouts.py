@@ -77,7 +77,8 @@ def test_layouts_are_tried_in_their_order() -> None:
     assert list(PAIR_LAYOUTS) == pairs.split()
     assert list(COMPLETION_LAYOUTS) == ["completions", "wildguardmix", "alpaca", "beavertails", "conversations"]
     prompts = "garak garak_hitlog pyrit harmbench advbench strongreject simplesafetytests xstest ailuminate ifeval"
-    prompts += " mt_bench truthfulqa alert jailbreakbench wildguard wildjailbreak prompts hh catqa_rows catqa alpaca"
+    prompts += " sorry_bench mt_bench truthfulqa alert jailbreakbench wildguard wildjailbreak prompts hh catqa_rows"
+    prompts += " catqa alpaca"
     assert list(PROMPT_LAYOUTS) == prompts.split()
     some: Layouts[str] = Layouts()
     some.register("general", "", order=1)(lambda row: "general")

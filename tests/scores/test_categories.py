@@ -116,6 +116,8 @@ def test_scores_of_suites_have_the_same_categories() -> None:
         ("xstest", {"prompt": "q", "type": "homonyms", "focus": "kill", "label": "safe"}, "homonyms"),
         ("ailuminate", {"prompt_text": "q", "hazard": "vcr"}, "vcr"),
         ("mt_bench", {"question_id": 81, "turns": ["q", "r"], "category": "writing"}, "writing"),
+        ("sorry_bench", {"question_id": 1, "turns": ["q"], "category": "5", "prompt_style": "base"}, "5"),
+        ("alpaca", {"instruction": "q", "category": "theft"}, "theft"),
         ("truthfulqa", {"Question": "q", "Best Answer": "a", "Category": "Law"}, "Law"),
         ("alert", {"prompt": "q", "category": "crime_theft"}, "crime_theft"),
         ("catqa_rows", {"Category": "Illegal", "Subcategory": "Drugs", "Question": "q"}, "Illegal"),

@@ -135,15 +135,28 @@ _one_column("ifeval", "IFEval", ("key", "prompt", "instruction_id_list"), "promp
 
 
 @PROMPT_LAYOUTS.register(
+    "sorry_bench", "SORRY-Bench", needs=("question_id", "turns", "prompt_style"), reads=("category",)
+)
+def sorry_bench_prompts(row: Columns) -> list[Prompt]:
+    """SORRY-Bench: MT-Bench's columns, with unsafe requests of one turn."""
+    name = f"sorry_bench-{optional_text(row, 'question_id')}"
+    return [_user_prompt(row, _first_turn(row), "turns", name, HARMFUL, "category")]
+
+
+@PROMPT_LAYOUTS.register(
     "mt_bench", "MT-Bench and Arena-Hard: the first turn", needs=("question_id", "turns"), reads=("category",)
 )
 def mt_bench_prompts(row: Columns) -> list[Prompt]:
     """MT-Bench and Arena-Hard: the first of several turns."""
+    name = f"mt_bench-{optional_text(row, 'question_id')}"
+    return [_user_prompt(row, _first_turn(row), "turns", name, BENIGN, "category")]
+
+
+def _first_turn(row: Columns) -> object:
     turns = value_of(row, "turns")
     if not isinstance(turns, list) or not turns:
         raise RowError("turns", "wrong type (a list of texts is needed)", turns)
-    first = turns[0].get("content") if isinstance(turns[0], dict) else turns[0]  # Arena-Hard has objects
-    return [_user_prompt(row, first, "turns", f"mt_bench-{optional_text(row, 'question_id')}", BENIGN, "category")]
+    return turns[0].get("content") if isinstance(turns[0], dict) else turns[0]  # Arena-Hard has objects
 
 
 _one_column("truthfulqa", "TruthfulQA", ("Question", "Best Answer"), "Question", BENIGN, category="Category")
@@ -154,7 +167,7 @@ _one_column("truthfulqa", "TruthfulQA", ("Question", "Best Answer"), "Question",
     "ALERT",
     needs=("prompt", "category"),
     reads=("id",),
-    fits=lambda row: "prompt" in row and _is_alert(row.get("category")),
+    fits=lambda row: "prompt" in row and "kind" not in row and _is_alert(row.get("category")),
 )
 def alert_prompts(row: Columns) -> list[Prompt]:
     """ALERT: its texts come in an instruction template, which is removed: the chat template is applied later."""
@@ -209,7 +222,7 @@ def plain_prompts(row: Columns) -> list[Prompt]:
     "alpaca",
     "Alpaca: instruction (and input, history)",
     needs=("instruction",),
-    reads=("input", "id"),
+    reads=("input", "id", "kind", "category"),
     fits=lambda row: "instruction" in row and "prompt" not in row,
     order=1,
 )
@@ -218,7 +231,8 @@ def alpaca_prompts(row: Columns) -> list[Prompt]:
     messages = instruction_of(row)
     if not messages:
         raise RowError("instruction", "empty prompt", row["instruction"])
-    return [prompt_of(row, optional_text(row, "id"), messages, "")]
+    name, kind = optional_text(row, "id"), optional_text(row, "kind")
+    return [prompt_of(row, name, messages, kind, category_of(row, "category"))]
 
 
 @PROMPT_LAYOUTS.register(
