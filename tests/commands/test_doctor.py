@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
 import bfpo.training.diagnosis
 from bfpo.cli import app
 from bfpo.commands.doctor import diagnosis_lines
-from bfpo.core.errors import ConfigError
+from bfpo.core.errors import ConfigError, SettingError
 from bfpo.policy.devices import EXTRAS, Device
 from bfpo.policy.memory import estimate_memory
 from bfpo.training.diagnosis import GIB, KEPT_FREE, examine
@@ -90,6 +91,15 @@ def test_a_config_that_does_not_fit_is_told_what_would(config: str) -> None:
     assert "free (--memory)" in text
     assert facts["host_bytes"] > 0  # a GPU's model is saved from its host
     assert "the whole model, at the end" in text
+
+
+def test_a_model_that_cannot_recompute_is_told_the_other_changes(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LlamaForCausalLM, "supports_gradient_checkpointing", False)
+    changes = [remedy.change for remedy in examine(Path(config), [], memory_gib=0.0005).remedies]
+    assert {"max_tokens_per_microbatch: 128", "all of these"} < set(changes)
+    assert not [change for change in changes if "gradient_checkpointing" in change]
+    with raises(SettingError, "gradient_checkpointing"):
+        examine(Path(config), ["gradient_checkpointing=true"])
 
 
 def test_a_remedy_has_the_figure_that_the_change_gives(config: str) -> None:

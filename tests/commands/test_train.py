@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from typer.testing import CliRunner
 
@@ -275,6 +275,16 @@ def test_recomputed_activations_change_no_weight(data: Path, monkeypatch: pytest
             assert set(recomputed) == {setting is not False}
         assert same(data / f"{name}-0", data / f"{name}-1"), name
     assert len(json_of) == 6
+
+
+@pytest.mark.parametrize("wanted", ["selective", True])
+def test_a_model_that_cannot_recompute_is_refused_before_training(
+    data: Path, monkeypatch: pytest.MonkeyPatch, wanted: Any
+) -> None:
+    monkeypatch.setattr(LlamaForCausalLM, "supports_gradient_checkpointing", False)
+    for stage, make in (("train", align), ("sft", sft)):
+        with raises(SettingError, "gradient_checkpointing"):
+            run_stage(stage, make(data, gradient_checkpointing=wanted), data / stage)
 
 
 def test_sft_from_scratch_on_the_safe_completions_of_pairs(data: Path) -> None:

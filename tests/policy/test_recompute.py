@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
+import weakref
 from collections import Counter
 from typing import Any
 
@@ -10,13 +12,16 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import OlmoConfig, OlmoForCausalLM, OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
+from bfpo.core.errors import SettingError
 from bfpo.data.pack import collate_pairs
 from bfpo.policy.logps import sequence_logps
 from bfpo.policy.memory import Plan, count_pass, measure
 from bfpo.policy.probe import choose_form
 from bfpo.policy.recompute import Recompute, set_recompute
-from tiny import tiny_model, tiny_pairs
+from messages import raises
+from tiny import SIZES, tiny_model, tiny_pairs
 
 PAIRS = tiny_pairs(5, 3)
 
@@ -31,6 +36,20 @@ class Products(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.counts[func.overloadpacket.__name__] += 1
         return func(*args, **(kwargs or {}))
+
+
+class Storages(TorchDispatchMode):
+    """Holds weak references to the storages of the results of products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.mm.default:
+            self.made.append(weakref.ref(result.untyped_storage()))
+        return result
 
 
 def gradients(model: Any, wanted: Recompute, form: Any, *, bfloat16: bool = False) -> list[torch.Tensor]:
@@ -116,3 +135,38 @@ def test_the_setting_can_be_pickled_and_is_switched_off() -> None:
     assert model.model.layers[0].gradient_checkpointing
     set_recompute(model, False)
     assert not model.model.layers[0].gradient_checkpointing
+
+
+def test_a_product_that_the_model_changes_in_place_is_refused() -> None:
+    """Queries clamped in place: computed again from the clamped ones, no gradient would be 0."""
+    torch.manual_seed(0)
+    model = OlmoForCausalLM(OlmoConfig(**SIZES, clip_qkv=0.02)).train()
+    kept = gradients(model, False, "padded")
+    assert all(torch.equal(*pair) for pair in zip(kept, gradients(model, True, "padded"), strict=True))
+    with raises(SettingError, "gradient_checkpointing: true"):
+        gradients(model, "selective", "padded")
+    with raises(SettingError, "gradient_checkpointing: true"):
+        measure(Plan(model.config, 40, checkpointing="selective"))
+
+
+def test_what_is_kept_is_freed_with_the_graph() -> None:
+    """By counting references; the cyclic collector may come late."""
+    model = tiny_model().train()
+    set_recompute(model, "selective")
+    gc.collect()
+    gc.disable()
+    try:
+        with Storages() as storages:
+            model(input_ids=torch.arange(12)[None] % 8, use_cache=False).logits.sum().backward()
+        model.zero_grad()
+        assert len(storages.made) > 20
+        assert not any(storage() for storage in storages.made)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("wanted", ["selective", True])
+def test_a_model_that_cannot_recompute_is_refused(wanted: Recompute) -> None:
+    model = OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=8, n_embd=8, n_layer=1, n_head=1))
+    with raises(SettingError, "gradient_checkpointing"):
+        set_recompute(model, wanted)

@@ -21,7 +21,7 @@ from bfpo.training.diagnosis import fits_here
 from bfpo.training.inputs import (
     load_start,
     read_start,
-    recompute_selectively,
+    recompute,
     row_counts,
     row_streams,
     template_facts,
@@ -153,7 +153,7 @@ def _trainer(
 def _policy(config: SftConfig) -> Policy:
     if config.init is not None:
         policy = init_policy(config.init.config, config.init.tokenizer, dtype=config.dtype, seed=config.seed)
-        recompute_selectively(policy, config)
+        recompute(policy, config)
         return policy
     return load_start(config, dropout=True)
 

@@ -119,7 +119,7 @@ def measure(plan: Plan) -> Measured:
     """Make the plan's model without weights and count a pass over it.
 
     Raises `ModelError` for a model whose forward pass cannot be run without weights and as `make_skeleton` does,
-    `SettingError` for numbers below 1 and an unknown sharding.
+    `SettingError` for numbers below 1, an unknown sharding and as `set_recompute` does.
     """
     for name, value in (("tokens", plan.tokens), ("processes", plan.processes)):
         if value < 1:
@@ -137,6 +137,8 @@ def measure(plan: Plan) -> Measured:
                 bfloat16=plan.dtype == "bfloat16",
                 checkpointing=plan.checkpointing,
             )
+        except SettingError:
+            raise
         except Exception as error:  # a forward pass that reads values has its own errors
             name = type(skeleton.causal_lm).__name__
             raise ModelError(

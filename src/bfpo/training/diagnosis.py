@@ -261,10 +261,15 @@ def least_processes(
 
 def _remedies(config: AlignConfig | SftConfig, plan: Plan, available: int, *, shards: bool) -> Iterator[Remedy]:
     """Yield single changes, then all together, then sharding (on GPUs only), each with its estimate."""
-    changes = dict(_changes(config, plan))
+    changes = {}
     together: dict[str, Any] = {}
-    for change, values in changes.items():
-        yield _remedy(change, dataclasses.replace(plan, **values), available)
+    for change, values in _changes(config, plan):
+        try:
+            remedy = _remedy(change, dataclasses.replace(plan, **values), available)
+        except SettingError:  # a model that cannot recompute its activations
+            continue
+        yield remedy
+        changes[change] = values
         together |= values
     if len(changes) > 1:
         plan = dataclasses.replace(plan, **together)

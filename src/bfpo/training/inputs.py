@@ -127,14 +127,14 @@ def load_start(config: TrainingConfig, *, dropout: bool = False) -> Policy:
         seed=config.seed,
         dropout=dropout,
     )
-    recompute_selectively(policy, config)
+    recompute(policy, config)
     return policy
 
 
-def recompute_selectively(policy: Policy, config: TrainingConfig) -> None:
-    """Switch on what `gradient_checkpointing: selective` asks for; `true` is an argument of `Trainer`."""
-    if config.gradient_checkpointing == "selective":
-        set_recompute(policy.model, "selective")
+def recompute(policy: Policy, config: TrainingConfig) -> None:
+    """Switch on what `gradient_checkpointing` asks for; raises as `set_recompute` does."""
+    if config.gradient_checkpointing:
+        set_recompute(policy.model, config.gradient_checkpointing)
 
 
 def data_sections(config: TrainingConfig) -> dict[str, Any]:
