@@ -317,6 +317,9 @@ BAD = [
     ("trl", {"question": "q", "chosen": [answer("a")], "rejected": [answer("b")]}, "chosen, rejected"),
     ("messages", {**AXOLOTL, "chosen": USER}, "chosen"),
     ("trl", {"prompt": None, "chosen": [answer("a")], "rejected": [answer("b")]}, "prompt"),
+    ("messages", {"messages": [USER, answer("a ")], "chosen": answer("a"), "rejected": answer("b")}, "chosen"),
+    ("sharegpt", {"conversations": [USER, answer("b")], "chosen": answer("a"), "rejected": answer("b")}, "rejected"),
+    ("trl", {"prompt": [USER, answer("a")], "chosen": "a", "rejected": "b"}, "chosen"),
 ]
 
 

@@ -11,7 +11,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bfpo.core.schema import Completion, Message, Pair, Prompt, from_canonical
-from bfpo.data.messages import MEDIA, check_no_media, check_weight, is_absent, messages_of, text_of, tools_of
+from bfpo.data.messages import (
+    MEDIA,
+    check_no_media,
+    check_weight,
+    ends_with_assistant,
+    is_absent,
+    messages_of,
+    text_of,
+    tools_of,
+)
 from bfpo.data.rejects import EMPTY, CellText, RowError
 
 __all__ = [
@@ -191,6 +200,7 @@ def pair_of(
     chosen, rejected = _as_answer(chosen), _as_answer(rejected)
     for field, answer in zip(fields, (chosen, rejected), strict=True):
         _check_answer(answer, field)
+    _check_not_in_prompt(prompt, (chosen, rejected), fields)
     if chosen.content.strip() == rejected.content.strip() and chosen.extra == rejected.extra:
         raise RowError(" = ".join(fields), "identical completions", chosen.content)
     source = row.get("source")
@@ -213,6 +223,15 @@ def pair_of(
         rejected_finished=finished[1],
         category=category or _category_of_answer(row),
     )
+
+
+def _check_not_in_prompt(prompt: Sequence[Message], answers: Sequence[Message], fields: Sequence[str]) -> None:
+    """Raise `RowError` where the prompt is a whole conversation, which ends with one of the answers."""
+    if not ends_with_assistant(prompt):
+        return
+    for field, answer in zip(fields, answers, strict=True):
+        if prompt[-1].content.strip() == answer.content.strip() and prompt[-1].extra == answer.extra:
+            raise RowError(field, "the prompt ends with this completion", answer.content)
 
 
 def _finished(row: Columns, field: str) -> bool:
