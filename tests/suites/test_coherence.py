@@ -378,11 +378,31 @@ def test_the_likelihood_of_the_same_answers_is_kept(
     for settings in ({"name": "random"}, {"dtype": "float64"}, {"chat_template": template}):
         read(texts, **settings)
         assert computed == [7, 7, 7, 7, 2], settings
+    shutil.copytree(root / "start", tmp_path / "other")
+    config = tmp_path / "other" / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": template}))
+    assert read(texts, str(tmp_path / "other")) != first  # the same weights behind another tokenizer
+    assert computed == [7, 7, 7, 7, 2]
     files = sorted((tmp_path / "cache" / "bfpo" / "coherence").glob("nats-*.json"))
     for file in files:
         file.write_text("[1.0,")
     assert read(texts) == first
     assert computed == [7, 7, 7, 7, 2]
+
+
+def test_a_cache_that_cannot_be_written_is_one_warning_a_reading(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("bfpo.judges.shared.PER_CALL", 7)
+    texts = [Completion(str(n), prompt, counted(5 * n, 5 + n)) for n, prompt in enumerate(PROMPTS)]
+    readings = []
+    for place in ("cache", "no folder"):
+        (tmp_path / "no folder").touch()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / place))
+        with make_reader((str(root / "start"), None), PROMPTS, LocalExecutor()) as reader:
+            readings.append(reader.read(texts))
+    assert readings[0] == readings[1]
+    assert len([record for record in caplog.records if "cannot be kept" in record.message]) == 2  # of the bound, too
 
 
 def test_a_start_model_behind_a_server_is_refused(root: Path) -> None:

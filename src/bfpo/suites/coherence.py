@@ -32,6 +32,7 @@ from bfpo.execution.settings import ExecutorConfig
 from bfpo.execution.workers import Workers
 from bfpo.generation.sampling import Request, answer_batches, end_token_ids
 from bfpo.judges.coherence import read_coherence, read_completion
+from bfpo.judges.local import tokenizer_key
 from bfpo.judges.shared import parts_of
 from bfpo.policy.devices import to_gpu
 from bfpo.policy.load import load_policy
@@ -110,6 +111,7 @@ class StartModel:
         self._template = {"chat_template": chat_template, "chat_template_kwargs": chat_template_kwargs}
         chat = ChatEncoder(self.tokenizer, chat_template, chat_template_kwargs)
         self._check, self._ends = row_check(chat), {*end_token_ids(self.model, self.tokenizer), chat.end_id}
+        self.encoding = [tokenizer_key(self.tokenizer), chat.end_id, sorted(self._ends)]  # of texts to tokens
 
     def nats(self, completions: Sequence[Completion]) -> list[float | None]:
         """Return -log p per token of each answer after its prompt, nats; `None` for fewer than 8 tokens.
@@ -162,13 +164,13 @@ class StartModel:
         """Return the bound, from the greedy answers to 64 of the prompts and from word salad made from them.
 
         It is the largest bound that misses at most 5% of the salad. Kept in the user's cache by the content of the
-        model, the prompts and the template.
+        model, its tokenizer, the prompts and the template.
         """
         taken = (prompt for prompt in prompts if self._is_taken(Completion("", prompt, ".")))
         distinct = {normalised_prompt(prompt): prompt for prompt in taken}
         chosen = sorted(distinct, key=lambda text: hashlib.sha256(text.encode("utf-8", "replace")).digest())[:_PROMPTS]
         key = model_key(self.model)
-        parts = [_VERSION, key, self._template, chosen]
+        parts = [_VERSION, key, self.encoding, self._template, chosen]
         name = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
         kept = user_cache_folder("coherence") / f"{name}.json"
         if kept.exists():
@@ -181,8 +183,7 @@ class StartModel:
         found = replace(
             _bound(self.nats(own), self.nats([word_salad(one) for one in own])), model=self.name, model_key=key
         )
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_text_whole(kept, json.dumps(as_json(found), indent=2) + "\n")
+        _keep(kept, json.dumps(as_json(found), indent=2))
         return found
 
 
@@ -242,8 +243,8 @@ class SharedStart:
 
     def calibrated(self, prompts: Sequence[tuple[Message, ...]]) -> CoherenceBound:
         """Return the bound, by one worker."""
-        bound = self._opened().call(partial(_calibrated, prompts=prompts))
-        self._version.append(bound.model_key)
+        bound, encoding = self._opened().call(partial(_calibrated, prompts=prompts))
+        self._version += [bound.model_key, encoding]
         return bound
 
     def nats(self, completions: Sequence[Completion]) -> list[float | None]:
@@ -257,10 +258,10 @@ class SharedStart:
         found = {number: kept for number, file in enumerate(files) if (kept := _kept_nats(file)) is not None}
         missing = [number for number in range(len(parts)) if number not in found]
         if missing:
+            keeps = True
             for place, nats in self._opened().map([parts[number] for number in missing], _nats, title=_part_title):
                 found[missing[place]] = nats
-                files[missing[place]].parent.mkdir(parents=True, exist_ok=True)
-                write_text_whole(files[missing[place]], json.dumps(nats) + "\n")
+                keeps = keeps and _keep(files[missing[place]], json.dumps(nats))
         return [value for number in range(len(parts)) for value in found[number]]
 
     def _file(self, part: Sequence[Completion]) -> Path:
@@ -280,12 +281,24 @@ class SharedStart:
         return self._workers
 
 
-def _calibrated(start: StartModel, _: None, *, prompts: Sequence[tuple[Message, ...]]) -> CoherenceBound:
-    return start.calibrated(prompts)
+def _calibrated(
+    start: StartModel, _: None, *, prompts: Sequence[tuple[Message, ...]]
+) -> tuple[CoherenceBound, list[Any]]:
+    return start.calibrated(prompts), start.encoding
 
 
 def _nats(start: StartModel, completions: Sequence[Completion]) -> list[float | None]:
     return start.nats(completions)
+
+
+def _keep(file: Path, text: str) -> bool:
+    """Write a file of the cache; return whether it could be written, else warn."""
+    try:
+        write_text_whole(file, f"{text}\n")
+    except OSError as error:
+        _log.warning("coherence: cannot be kept in %s (%s); another run computes it again", file.parent, error)
+        return False
+    return True
 
 
 def _kept_nats(file: Path) -> list[float | None] | None:
