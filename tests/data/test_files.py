@@ -53,6 +53,13 @@ def test_compressed_files(tmp_path: Path, suffix: str, pack: object) -> None:
             read(tmp_path, f"rows.jsonl{suffix}", damaged)
 
 
+def test_csv_with_a_space_behind_each_comma(tmp_path: Path) -> None:
+    rows = [dict(row.columns) for row in read(tmp_path, "rows.csv", b'a, b, c\n"1, 2", "x", y\n3,"z, w",  v\n')]
+    assert rows == [{"a": "1, 2", "b": "x", "c": "y"}, {"a": "3", "b": "z, w", "c": "v"}]
+    (kept,) = read(tmp_path, "kept.csv", b"a, b,c\n1, x,y\n")
+    assert kept.columns == {"a": "1", "b": " x", "c": "y"}
+
+
 def test_csv_with_quotes(tmp_path: Path) -> None:
     content = (
         b'\xef\xbb\xbfid,prompt,"chosen"\r\n'

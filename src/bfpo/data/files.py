@@ -408,6 +408,8 @@ def _csv_rows(file: Path, delimiter: str) -> Iterator[Row]:
             continue
         if names is None:
             names = _checked_names(file, line, cells)
+            if len(cells) > 1 and all(cell.startswith(" ") for cell in cells[1:]):  # else quotes would be text
+                reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
         else:
             yield _row(line, names, cells)
 
