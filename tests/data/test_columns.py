@@ -365,9 +365,8 @@ def test_categories_as_marks_or_lists_are_read_in_every_layout_and_in_cells(tmp_
     given = [(marks, "tides"), ({"boats": False}, ""), (["boats", "tides"], "boats, tides"), ("[boats", "[boats")]
     for name, row in COMPLETIONS.items():
         for category, expected in given:
-            if isinstance(category, str) and name == "beavertails":
-                continue
-            assert COMPLETION_LAYOUTS[name].parse({**row, "category": category}).category == expected, name
+            for value in (category, CellText(str(category))):
+                assert COMPLETION_LAYOUTS[name].parse({**row, "category": value}).category == expected, name
     file = tmp_path / "a.csv"
     with file.open("w", newline="") as stream:
         writer = csv.writer(stream)

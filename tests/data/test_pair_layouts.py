@@ -156,10 +156,12 @@ def test_the_categories_of_pku_saferlhf_in_a_csv_file(tmp_path: Path, write: Any
     with file.open("w", newline="", encoding="utf-8") as out:
         writer = csv.DictWriter(out, list(row))
         writer.writeheader()
-        writer.writerows([row, {**row, "response_0_harm_category": "", "response_1_harm_category": "violent"}])
+        writer.writerows([row, *({**row, "response_1_harm_category": text} for text in ("violent", "{[]: True}"))])
     loaded = load_pairs(DataConfig(files=[str(file)], bad_rows="skip"))
     assert [pair.category for pair in loaded.pairs] == ["Violence"]
-    assert [(reject.line, reject.field) for reject in loaded.rejects] == [(3, "response_1_harm_category")]
+    assert [(reject.line, reject.field) for reject in loaded.rejects] == [
+        (number, "response_1_harm_category") for number in (3, 4)
+    ]
 
 
 REDTEAM: dict[str, Any] = {

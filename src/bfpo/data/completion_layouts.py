@@ -13,7 +13,6 @@ from bfpo.data.fields import (
     instruction_of,
     is_unknown,
     label_of,
-    marked_of,
     optional_text,
     value_of,
 )
@@ -103,8 +102,7 @@ def beavertails_completion(row: Columns) -> Completion:
     """BeaverTails' questions and answers, each with `is_safe`; rows of one prompt are not pairs: none is preferred."""
     prompt = messages_of(value_of(row, "prompt"), "prompt")
     answer = answer_of(value_of(row, "response"), "response")
-    is_safe, category = label_of(row, "is_safe"), marked_of(row, "category")
-    return completion_of(row, prompt, answer, "response", is_safe=is_safe, category=category)
+    return completion_of(row, prompt, answer, "response", is_safe=label_of(row, "is_safe"))
 
 
 @COMPLETION_LAYOUTS.register(

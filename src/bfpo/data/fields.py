@@ -164,7 +164,7 @@ def _first_marked(marks: Mapping[str, object]) -> str:
 def _printed(cell: str) -> object:
     """Return the value that a text is as JSON or as Python prints it, `None` for another text."""
     for read in (json.loads, ast.literal_eval):
-        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+        with contextlib.suppress(ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             found: object = read(cell)
             return found
     return None
