@@ -501,12 +501,12 @@ TRANSCRIPT = "\n\nHuman: High tide?\n\nAssistant: Where?\n\nHuman: Here.\n\nAssi
 def test_a_prompt_that_is_a_transcript_is_read_as_turns(tmp_path: Path, end: str) -> None:
     prompt = TRANSCRIPT + end
     turns = (QUESTION, Message("assistant", "Where?"), Message("user", "Here."))
-    pairs = write_rows(tmp_path / "a.jsonl", [{"prompt": prompt, "chosen": "at noon", "rejected": "never"}])
+    pairs = write_rows(tmp_path / "a.jsonl", [{"prompt": prompt, "chosen": " at noon", "rejected": "never"}])
     result = read_pairs([pairs])
     assert [(pair.prompt, pair.chosen) for pair in result.pairs] == [(turns, "at noon")]
     assert result.notes == {"rows_with_conversations_as_text": {str(pairs): 1}}
-    single = write_rows(tmp_path / "b.jsonl", [{"prompt": prompt, "completion": "at noon"}])
-    assert [one.prompt for one in read_sft([single]).completions] == [turns]
+    single = write_rows(tmp_path / "b.jsonl", [{"prompt": prompt, "completion": " at noon"}])
+    assert [(one.prompt, one.text) for one in read_sft([single]).completions] == [(turns, "at noon")]
     (attack,) = read_prompt_files([single]).prompts  # an attack may be such a text
     assert attack.messages == (Message("user", prompt),)
 

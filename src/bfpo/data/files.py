@@ -53,6 +53,7 @@ _ARROW_FILE = b"ARROW1"
 _BOM = b"\xef\xbb\xbf"
 _SPACE = b" \t\r\n"
 _BEHIND = frozenset(",] \t\r\n")
+_ANSWERS = ("chosen", "rejected", "completion", "text")
 _CONVERT = "write one object per line (JSON lines), for example with `jq -c '.[]'`"
 
 
@@ -125,7 +126,10 @@ def _with_conversations(row: Row, cells_only: bool) -> Row:
     kind = CellText if cells_only else str
     found = {name: parsed_conversation(value) for name, value in row.columns.items() if isinstance(value, kind)}
     if "prompt" in found and not cells_only and not isinstance(row.columns.get("chosen"), list):
-        found["prompt"] = parsed_transcript(found["prompt"])
+        turns = parsed_transcript(found["prompt"])
+        if turns is not found["prompt"]:  # the space behind its last `Assistant:` begins the answers
+            texts = [name for name in _ANSWERS if name in found and found[name] is row.columns[name]]
+            found |= {"prompt": turns, **{name: found[name].removeprefix(" ") for name in texts}}
     read = {name: value for name, value in found.items() if value is not row.columns[name]}
     return Row(row.line, {**row.columns, **read}, row.bad, tuple(read)) if read else row
 
