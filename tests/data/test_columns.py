@@ -435,6 +435,18 @@ def test_every_reader_names_them(tmp_path: Path) -> None:
     assert read_prompt_files([prompts]).notes == {"columns_not_read": {str(prompts): ["objects"]}}
 
 
+@pytest.mark.parametrize("missing", ["", "nan", "NaN", "None", "null"])
+def test_a_missing_value_in_a_cell_is_no_text(tmp_path: Path, missing: str) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text(
+        f"instruction,input,system,history,tools,reasoning,model,output\nHigh tide?{6 * (',' + missing)},at noon\n"
+    )
+    (one,) = load_completions(SftDataConfig(files=[str(file)])).completions
+    assert (one.prompt, one.text, one.reasoning, one.tools, one.model) == ((QUESTION,), "at noon", "", "", "")
+    (pair,) = read_pairs([write_rows(tmp_path / "a.jsonl", [{**PAIRS["trl"], "system": "None"}])]).pairs
+    assert pair.prompt[0] == Message("system", "None")  # only in cells, which have no other way to be missing
+
+
 # ------------------------------------------------------------------------------------------ conversations as text
 
 CHOSEN = [{"role": "user", "content": "High tide?"}, {"role": "assistant", "content": 'at "noon"\nor so'}]

@@ -54,6 +54,7 @@ CONTEXT = ("system", "system_prompt", "history", "tools", "chat_template_kwargs"
 """Columns that every layout reads: what stands before the prompt, and what cannot be read."""
 DESIRABLE = ("label", "kto_tag")
 """Columns of KTO data sets, in TRL and in LLaMA-Factory: whether an answer is desirable."""
+_MISSING = ("nan", "none", "null")  # a missing value as text
 _UNDESIRABLE = ("false", "0", "0.0")
 FINISHED = ("chosen_finished", "rejected_finished")
 """Columns of a pair: whether the model ended the text itself; absent or null means that it did."""
@@ -88,7 +89,7 @@ def label_of(row: Columns, field: str) -> float | None:
 def is_unknown(value: object) -> bool:
     """Return whether a label's value says that it is unknown: null, NaN, or an empty text."""
     if isinstance(value, str):
-        return value.strip().lower() in ("", "nan", "none", "null")
+        return value.strip().lower() in ("", *_MISSING)
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -116,10 +117,16 @@ def choice_of(row: Columns, field: str, allowed: tuple[int, int]) -> int:
 
 def optional_text(row: Columns, field: str) -> str:
     """Return a field of text or a whole number as text, empty where it is absent or null; raises `RowError`."""
-    value = _whole_number(row.get(field))
+    value = _whole_number(_given(row, field))
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     return "" if is_absent(value) else text_of(value, field)
+
+
+def _given(row: Columns, field: str) -> object:
+    """Return an optional field's value, `None` for a CSV cell in which a missing value was written as text."""
+    value = row.get(field)
+    return None if isinstance(value, CellText) and value.strip().lower() in _MISSING else value
 
 
 def category_of(row: Columns, field: str) -> str:
@@ -275,7 +282,8 @@ def completion_of(
         _finished(row, "finished"),
         is_safe,
         reasoning=next(
-            (text_of(text, name) for name in REASONING if isinstance(text := row.get(name), str) and text.strip()), ""
+            (text_of(text, name) for name in REASONING if isinstance(text := _given(row, name), str) and text.strip()),
+            "",
         ),
         blocked=blocked if isinstance(blocked := row.get("blocked"), str) and not answer.content else "",
         tools=tools,
@@ -340,7 +348,7 @@ def _with_context(row: Columns, prompt: tuple[Message, ...]) -> tuple[tuple[Mess
         raise RowError("chat_template_kwargs", reason, row["chat_template_kwargs"])
     prompt = (*_history(row, prompt), *prompt)
     for field in ("system", "system_prompt"):
-        value = row.get(field)
+        value = _given(row, field)
         if is_absent(value):
             continue
         system = text_of(value, field)
@@ -349,12 +357,12 @@ def _with_context(row: Columns, prompt: tuple[Message, ...]) -> tuple[tuple[Mess
                 raise RowError(field, "differs from the system message of the conversation", value)
         elif system.strip():
             prompt = (Message("system", system), *prompt)
-    return prompt, tools_of(row.get("tools"))
+    return prompt, tools_of(_given(row, "tools"))
 
 
 def _history(row: Columns, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
     """Return earlier turns of Alpaca's `history`: a list of question and answer, or of messages."""
-    value = row.get("history")
+    value = _given(row, "history")
     if isinstance(value, CellText):
         value = _listed(value)
     if is_absent(value):
