@@ -130,7 +130,10 @@ class MachineDownError(Exception):
     """As if the machine had gone down."""
 
 
-def test_a_killed_run_resumes_to_the_same_weights(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("recomputed", [False, "selective"])
+def test_a_killed_run_resumes_to_the_same_weights(
+    data: Path, monkeypatch: pytest.MonkeyPatch, recomputed: bool | str
+) -> None:
     config = align(data)
     run_stage("train", config, data / "straight")
     on_log = MetricsCallback.on_log
@@ -152,7 +155,7 @@ def test_a_killed_run_resumes_to_the_same_weights(data: Path, monkeypatch: pytes
         run_stage("train", config, data / "killed")
     with raises(RunError, "learning_rate"):
         run_stage("train", align(data, learning_rate=0.002), data / "killed", resume=True)
-    folder = run_stage("train", config, data / "killed", resume=True)
+    folder = run_stage("train", align(data, gradient_checkpointing=recomputed), data / "killed", resume=True)
     assert folder.status == "finished"
     assert same(data / "straight", data / "killed")
     steps = [row["step"] for row in folder.read_metrics() if "main/loss" in row]

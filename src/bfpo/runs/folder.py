@@ -509,10 +509,10 @@ def _may_differ(stage: str, key: str, earlier: Mapping[str, Any], now: Mapping[s
     # A run that began before there was such a key; of `reference` also before those of its forecast were recorded.
     if key not in earlier and (_is_off(now[key]) or stage == "reference"):
         return True
-    # No answer depends on who asks and how, no loss of a step on how it is cut, nothing but rounding on how many do the
-    # work, or on what trackers call it.
+    # No answer depends on who asks and how, no loss of a step on how it is cut or what is recomputed, nothing but
+    # rounding on how many do the work, or on what trackers call it.
     return (
-        key.rpartition(".")[2] in HOW_ASKED
+        key.rpartition(".")[2] in (*HOW_ASKED, "gradient_checkpointing")
         or _is_threads(key)
         or key.endswith("_per_microbatch")
         or key.partition(".")[0] in ("executor", "processes", "run_name")
