@@ -16,6 +16,7 @@ from bfpo.core.errors import BfpoError
 from bfpo.core.schema import Completion, Message, Pair
 from bfpo.data.chat import TextEncoder, end_token_id
 from bfpo.data.labels import cell_counts, cell_of
+from bfpo.data.messages import ends_with_assistant
 from bfpo.data.pack import PairCollator
 from bfpo.data.read import read_completions, read_pairs
 from bfpo.data.split import normalised_prompt
@@ -40,6 +41,7 @@ def pairs(draw: st.DrawFn, labels: st.SearchStrategy[float | None] = label) -> P
     chosen, rejected = draw(completion), draw(completion)
     assume(chosen.strip() != rejected.strip())
     prompt = tuple(draw(messages))
+    assume(not ends_with_assistant(prompt) or prompt[-1].content.strip() not in (chosen.strip(), rejected.strip()))
     return Pair(draw(text) or "p", prompt, chosen, rejected, draw(labels), draw(labels), draw(text))
 
 
