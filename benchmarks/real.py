@@ -42,7 +42,7 @@ from bfpo.policy.precision import decoding_dtype
 from bfpo.policy.source import read_config
 
 FILES = {"training": "real", "generation": "real_generation"}  # results of each kind of work
-RATES = {"float32": 1e-4, "bfloat16": 4e-3}  # of pairs; in bfloat16 losses must move by more than they are rounded
+RATES = {"float32": 1e-4, "bfloat16": 2e-3}  # of pairs; in bfloat16 losses must move by more than they are rounded
 OPTIONS = {"training": ("steps", "per_step", "dtype"), "generation": ("num", "few", "max_new_tokens", "batches")}
 
 

@@ -90,6 +90,7 @@ def one_repeat(options: argparse.Namespace, repeat: int, context: Any) -> list[d
         for trainer, form, num, recompute in (
             ("bfpo", "packed", options.texts, False),
             ("bfpo", "packed", options.texts, "selective"),
+            ("bfpo", "packed", (options.texts + 1) // 2, "selective"),
             ("bfpo", "packed", 1, False),
             ("trl", "packed", options.texts, False),
             ("trl", "packed", options.texts, True),
