@@ -41,7 +41,7 @@ class TrainingKeys(StageConfig):
     gradient_checkpointing: bool | Literal["selective"] = Field(
         default=False,
         description="recompute activations in the backward pass to save memory: true = all within a block; selective = "
-        "all but the results of matrix products and attention, at little time",
+        "all but the results of matrix products and attention, which costs little time",
     )
     trainable: Literal["all"] | list[str] = Field(
         default="all", description="parameters that train: all, or patterns such as '*.down_proj.weight'"

@@ -47,6 +47,7 @@ __all__ = [
     "load_completions",
     "load_pair_rows",
     "load_pairs",
+    "merged_hashes",
 ]
 
 Row = TypeVar("Row", Pair, Completion)
@@ -56,6 +57,12 @@ _HASH_BYTES = 16
 _NO_CONTENT = bytes(_HASH_BYTES)
 _ROWS_OF_ERROR = 1000
 _CHANGED = "the files have changed since they were checked; do not write to them during a run, and start again"
+
+
+def merged_hashes(hashes: Iterable[Hashes]) -> Hashes:
+    """Return all hashes, ascending, each once."""
+    found: Hashes = np.unique(np.concatenate([np.zeros(0, np.uint64), *hashes]))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bfpo.data.load import merged_hashes
 from bfpo.preparation.deep import declines
 from bfpo.preparation.parts import Part
 
@@ -22,8 +23,7 @@ _FEWEST = 10  # pairs that a warning needs: so many of a helpful answer over a r
 def unsafe_prompts(parts: Sequence[Part]) -> npt.NDArray[np.uint64]:
     """Return the hashes of the prompts that have an answer labelled unsafe in some row, ascending."""
     found = [part.prompt[(part.shard.key("labels")[part.row] <= 0.5).any(axis=1)] for part in parts]
-    prompts: npt.NDArray[np.uint64] = np.unique(np.concatenate([np.zeros(0, np.uint64), *found]))
-    return prompts
+    return merged_hashes(found)
 
 
 def pairs_to_read(

@@ -170,9 +170,7 @@ class StartModel:
         distinct = {normalised_prompt(prompt): prompt for prompt in taken}
         chosen = sorted(distinct, key=lambda text: hashlib.sha256(text.encode("utf-8", "replace")).digest())[:_PROMPTS]
         key = model_key(self.model)
-        parts = [_VERSION, key, self.encoding, self._template, chosen]
-        name = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
-        kept = user_cache_folder("coherence") / f"{name}.json"
+        kept = _cache_file("", [key, self.encoding, self._template, chosen])
         if kept.exists():
             try:
                 return replace(load(CoherenceBound, kept), model=self.name)
@@ -239,12 +237,13 @@ class SharedStart:
     ) -> None:
         self._open = partial(Workers[StartModel], executor, make, threads=threads, here=True)
         self._workers: Workers[StartModel] | None = None
-        self._version = [_VERSION, settings]
+        self._settings = settings
+        self._start: list[Any] | None = None  # what its likelihoods depend on, known after the calibration
 
     def calibrated(self, prompts: Sequence[tuple[Message, ...]]) -> CoherenceBound:
         """Return the bound, by one worker."""
         bound, encoding = self._opened().call(partial(_calibrated, prompts=prompts))
-        self._version += [bound.model_key, encoding]
+        self._start = [bound.model_key, encoding]
         return bound
 
     def nats(self, completions: Sequence[Completion]) -> list[float | None]:
@@ -254,7 +253,9 @@ class SharedStart:
         with people's labels, has the same numbers without the model.
         """
         parts = parts_of(completions)
-        files = [self._file(part) for part in parts]
+        assert self._start is not None  # calibrated before
+        version = [self._settings, *self._start]
+        files = [_cache_file("nats-", [*version, [as_json(replace(one, id="")) for one in part]]) for part in parts]
         found = {number: kept for number, file in enumerate(files) if (kept := _kept_nats(file)) is not None}
         missing = [number for number in range(len(parts)) if number not in found]
         if missing:
@@ -263,11 +264,6 @@ class SharedStart:
                 found[missing[place]] = nats
                 keeps = keeps and _keep(files[missing[place]], json.dumps(nats))
         return [value for number in range(len(parts)) for value in found[number]]
-
-    def _file(self, part: Sequence[Completion]) -> Path:
-        texts = [as_json(replace(one, id="")) for one in part]
-        name = hashlib.sha256(json.dumps([self._version, texts], sort_keys=True, default=str).encode()).hexdigest()[:32]
-        return user_cache_folder("coherence") / f"nats-{name}.json"
 
     def close(self) -> None:
         """End the workers; the next text starts new ones."""
@@ -289,6 +285,12 @@ def _calibrated(
 
 def _nats(start: StartModel, completions: Sequence[Completion]) -> list[float | None]:
     return start.nats(completions)
+
+
+def _cache_file(kind: str, parts: Sequence[object]) -> Path:
+    """Return the file of the cache for what depends on the parts."""
+    content = json.dumps([_VERSION, *parts], sort_keys=True, default=str).encode()
+    return user_cache_folder("coherence") / f"{kind}{hashlib.sha256(content).hexdigest()[:32]}.json"
 
 
 def _keep(file: Path, text: str) -> bool:

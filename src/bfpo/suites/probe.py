@@ -18,7 +18,7 @@ from bfpo.core.schema import Prompt
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.fidelity import common_length
 from bfpo.data.fields import content_id
-from bfpo.data.load import Hashes
+from bfpo.data.load import Hashes, merged_hashes
 from bfpo.data.prompts import read_prompt_files
 from bfpo.data.split import draw, part_of
 from bfpo.data.tokenize import check_ids, ids_to_check
@@ -27,7 +27,7 @@ from bfpo.suites.catalogue import known_sets, known_suites, load_suites
 from bfpo.suites.files import ELSEWHERE, find_prompts
 from bfpo.training.inputs import Start
 from bfpo.training.probe import OPENING_TOKENS, Probe, ProbePrompt
-from bfpo.training.trained_on import NO_RECORD, asked_in_training, has_no_record, merged, trained_prompts
+from bfpo.training.trained_on import NO_RECORD, asked_in_training, has_no_record, trained_prompts
 
 __all__ = ["load_probe", "probe_lines"]
 
@@ -68,7 +68,7 @@ def probe_lines(config: SftConfig | AlignConfig, start: Start, hashes: Iterable[
     if config.probe is None:
         return []
     chat = ChatEncoder(start.tokenizer, start.settings["chat_template"], start.settings.get("chat_template_kwargs"))
-    _, _, facts = _prompts(config, chat, start, merged(hashes))
+    _, _, facts = _prompts(config, chat, start, merged_hashes(hashes))
     counts = ", ".join(f"{one['num_prompts']} {kind}" for kind, one in facts.items())
     unknown = config.model is not None and has_no_record(config.model)
     return [
@@ -88,7 +88,7 @@ def _prompts(
     probe = config.probe
     assert probe is not None
     of_start = trained_prompts(config.model) if config.model else None
-    before = merged([]) if of_start is None else of_start
+    before = merged_hashes([]) if of_start is None else of_start
     files: list[Path] = []
     chosen: list[ProbePrompt] = []
     facts: dict[str, Any] = {}

@@ -12,11 +12,11 @@ from bfpo.core.errors import RunError
 from bfpo.core.provenance import RunFile, run_of_model
 from bfpo.core.records import load
 from bfpo.core.schema import Prompt
-from bfpo.data.load import Hashes
+from bfpo.data.load import Hashes, merged_hashes
 from bfpo.data.split import prompt_hashes
 from bfpo.runs.folder import RunFolder
 
-__all__ = ["NO_RECORD", "asked_in_training", "has_no_record", "merged", "record_prompts", "trained_prompts"]
+__all__ = ["NO_RECORD", "asked_in_training", "has_no_record", "record_prompts", "trained_prompts"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,14 +38,8 @@ def record_prompts(folder: RunFolder, starts: Iterable[str | None], hashes: Iter
         elif (found := trained_prompts(start)) is not None:
             known.append(found)
     content = BytesIO()
-    np.save(content, merged(known), allow_pickle=False)
+    np.save(content, merged_hashes(known), allow_pickle=False)
     folder.write_bytes(FILE, content.getvalue())
-
-
-def merged(hashes: Iterable[Hashes]) -> Hashes:
-    """Return all hashes, ascending, each once."""
-    found: Hashes = np.unique(np.concatenate([np.zeros(0, np.uint64), *hashes]))
-    return found
 
 
 def trained_prompts(model: str) -> Hashes | None:
