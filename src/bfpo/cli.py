@@ -450,7 +450,9 @@ def _execute(
         if out is None:
             raise ConfigError("--out: missing; give a new or empty folder, such as --out runs/first")
         folder = run_stage(stage, loaded, out, resume=resume)
-        files = sorted(path.name for path in folder.path.iterdir() if not path.name.startswith("."))
+        # Another process of a launcher has nothing to list, and may end before the first one has made the folder.
+        places = folder.path.iterdir() if folder.is_writer else ()
+        files = sorted(path.name for path in places if not path.name.startswith("."))
         return Outcome(0, {"out": str(out), "files": files, "record": folder.record})
 
     again = "the same command" if resume else "the same command and --resume"

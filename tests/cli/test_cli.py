@@ -310,6 +310,13 @@ def test_a_stopped_run_leaves_a_folder_to_go_on_with(tmp_path, number, exit_code
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
 
 
+def test_another_process_of_a_launcher_may_end_before_the_first_has_made_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    result = bfpo_in_process("toy", "--out", str(tmp_path / "run"))
+    assert (result.exit_code, result.output) == (0, "")
+    assert not (tmp_path / "run").exists()
+
+
 def test_python_m_bfpo_is_the_same_program():
     result = subprocess.run([sys.executable, "-m", "bfpo", "--version"], capture_output=True, text=True, check=True)
     assert result.stdout == f"bfpo {__version__}\n"

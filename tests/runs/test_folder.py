@@ -384,6 +384,11 @@ def test_only_the_first_process_of_a_launcher_writes(tmp_path, monkeypatch):
     assert first.read_metrics() == []
 
 
+@pytest.mark.parametrize("name", sorted(STAGES.keys() - {"sft", "reference", "train"}))
+def test_commands_that_are_no_training_are_run_by_the_first_process_of_a_launcher(name):
+    STAGES[name].run()(object(), SimpleNamespace(is_writer=False))
+
+
 def test_all_processes_of_a_resumed_run_know_its_record(tmp_path, monkeypatch):
     first = new(tmp_path / "run")
     first.add_facts(reference="swap", hub_data={"data": "abc"})
