@@ -83,7 +83,8 @@ def test_changed_data_is_not_resumed(
 ) -> None:
     root, config = sweep
 
-    def stops(*_: Any, **__: Any) -> None:
+    def stops(*_: Any, one_per: str, **__: Any) -> None:
+        assert one_per == "gpu or core"
         raise KeyboardInterrupt
 
     monkeypatch.setattr(bfpo.commands.sweep, "run_chains", stops)

@@ -49,6 +49,28 @@ def test_a_training_job_launches_its_command_on_the_node_with_its_rank(form: str
     assert options == ranks
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize("nodes", [1, 8])
+def test_a_job_on_ray_starts_a_node_of_it_on_each_and_the_command_on_the_first(nodes: int, tmp_path: Path) -> None:
+    fakes = {"scontrol": "echo first; echo second", "srun": 'echo "$RAY_USAGE_STATS_ENABLED" "$@"', "sleep": ":"}
+    for name, line in fakes.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_JOB_NODELIST": "n[1-8]", "SLURM_JOB_NUM_NODES": str(nodes)}
+    environment = {**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = ["bash", str(FOLDER / "ray.sbatch"), "generate", "--config", "generate.yaml", "--out", "runs/out"]
+    said = subprocess.run(script, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()
+    on_first = "--ntasks=1 --nodelist=first"
+    expected = [
+        f"0 --nodes=1 {on_first} ray start --head --port=6379 --block",
+        f"0 --overlap --nodes=1 {on_first} bfpo generate --config generate.yaml --out runs/out "
+        "--set executor.backend=ray --set executor.address=first:6379 --resume",
+    ]
+    if nodes > 1:
+        expected.append("0 --nodes=7 --ntasks=7 --exclude=first ray start --address=first:6379 --block")
+    assert sorted(said) == sorted(expected)
+
+
 def test_the_cluster_file_starts_a_node_for_each_address() -> None:
     made = yaml.safe_load((FOLDER / "ray.yaml").read_text(encoding="utf-8"))
     assert made["min_workers"] == made["max_workers"] == len(made["provider"]["worker_ips"])

@@ -271,6 +271,47 @@ def test_packages_that_the_tests_import_are_carried() -> None:
     assert {name.replace("_", "-") for name in needed} <= wheels.needed_wheels().keys()
 
 
+BARE = """
+import sys
+from importlib import import_module, metadata
+from importlib.machinery import PathFinder
+from benchmarks.gpu import plan, wheels
+
+here = {wheels.canonicalize_name(one.metadata["Name"]) for one in metadata.distributions()}
+carried = wheels._with_requirements(name for name, use in wheels.WANTED.items() if use == "everything")
+missing = here - wheels._with_requirements(wheels.THERE) - carried
+known = metadata.packages_distributions().items()
+hidden = {name for name, owners in known if all(wheels.canonicalize_name(one) in missing for one in owners)}
+assert {"peft", "trl", "datasets", "pyarrow", "scipy", "sklearn", "matplotlib"} & set(dict(known)) <= hidden
+
+class Bare(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in hidden else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Bare
+parts = plan.plan(small=True, cuda=False)
+for part in parts:
+    import_module(part.module)
+chosen = [part for part in parts if "bfpo" in part.title and not part.needs]
+assert {part.kind for part in chosen} == {"training", "generation"}
+for part in {part.kind: part for part in chosen}.values():
+    worker = import_module(part.module)
+    is_training = part.kind == "training"
+    given = (worker.TrainingRun.from_json(part.values), sys.argv[1]) if is_training else (part.values,)
+    found = worker.measure(*given)
+    print(part.kind, found["loop_tokens"] > 0)
+"""
+
+
+def test_bfpo_trains_and_generates_on_a_machine_without_what_only_some_parts_need(tmp_path: Path) -> None:
+    """Everything that is neither there with torch and transformers nor carried for every part is hidden."""
+    command = [sys.executable, "-c", BARE, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split("\n")) == ["", "generation True", "training True"]
+
+
 def test_the_sources_of_the_checkout_are_used_where_bfpo_is_not_installed() -> None:
     """Without any installed package, as on a bare machine; what a worker imports is found too."""
     asked = "import bfpo; print(bfpo.__file__)"

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig
 
+from benchmarks.flops import needed_flops
+from benchmarks.workload import ModelShape
 from bfpo.config import LoraConfig
 from bfpo.policy.memory import Plan, estimate_memory, measure
 from bfpo.training.diagnosis import GIB, fits, least_processes
@@ -82,6 +84,39 @@ def test_the_first_rows_of_the_table_are_what_is_counted() -> None:
 @pytest.mark.slow
 def test_the_table_is_what_is_counted() -> None:
     assert rows_of_the_page() == [row(*cell) for cell in wanted()]
+
+
+def test_the_calculation_of_a_step_takes_the_table_and_the_needed_operations() -> None:
+    """8B on 8 GPUs by DDP, 70B on 64 by FSDP2; pairs of 150, 160 and 160 tokens, 40% of 989 TFLOP/s."""
+    page, pair = PAGE.read_text().split("## By calculation")[1].split("\n## ")[0], (150, 160, 160)
+    tokens = sum(pair)
+    table = {name: line.split(" | ") for line in rows_of_the_page() for name in SHAPES if f"{name} | down_proj" in line}
+    needed, forward, again, rate, trained, whole = ([0.0, 0.0] for _ in range(6))
+    for k, name in enumerate(("8B", "70B")):
+        hidden, intermediate, layers, heads, key_heads, vocabulary, _ = SHAPES[name]
+        shape = ModelShape(vocabulary, hidden, intermediate, layers, heads, key_heads)
+        # Where all weights train, layers and head take three times their forward pass.
+        all_train = needed_flops(shape, [pair], trains="all")
+        forward[k] = (all_train / 3 - 2 * hidden * vocabulary * (pair[1] + pair[2])) / tokens / 1e9
+        needed[k] = needed_flops(shape, [pair]) / tokens / 1e9
+        again[k] = needed[k] + forward[k]
+        rate[k] = 0.4 * 989e3 / again[k]
+        trained[k], whole[k] = layers * hidden * intermediate / 1e9, shape.parameters() / 1e9
+    saved = [f"{12 * t:.0f} GB, {12 * t + 2 * (w - t):.0f} GB with" for t, w in zip(trained, whole, strict=True)]
+    kept, rest = map(float, table["70B"][2:4])
+    for line in (
+        f"| {needed[0]:.1f} (forward {forward[0]:.1f}) | {needed[1]:.0f} (forward {forward[1]:.0f}) |",
+        f"| {again[0]:.0f} | {again[1]:.0f} |",
+        f"| {round(rate[0], -2):,.0f} | {round(rate[1], -1):.0f} |",
+        f"DDP: {table['8B'][4]} GiB and {4e9 * trained[0] / GIB:.1f} of gradient buckets each",
+        f"FSDP2: {kept} / 64 + {rest} = {kept / 64 + rest:.1f} GiB each",
+        f"float32 gradients of {trained[0]:.2f} B weights, {4 * trained[0]:.1f} GB",
+        f"{2 * whole[1]:.0f} GB in bfloat16 each time",
+        f"float32 gradients of {trained[1]:.1f} B weights, {4 * trained[1]:.0f} GB",
+        *saved,
+        f"A micro-batch of 8,192 tokens takes {8192 / round(rate[1], -1):.1f} s",
+    ):
+        assert line in page, line
 
 
 if __name__ == "__main__":

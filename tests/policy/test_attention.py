@@ -153,6 +153,23 @@ def test_many_short_texts_of_a_narrow_model_take_one_call_and_long_or_wide_ones_
     assert calls.problems == [1] * 8
 
 
+@pytest.mark.skipif(not attention._kernel_groups_heads(), reason="torch's kernel for CPUs wants a key for every head")
+@pytest.mark.parametrize("lengths", [LENGTHS, [(3, 2, 2)] * 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_keys_and_values_of_a_group_of_heads_are_not_repeated(lengths: Any, dtype: torch.dtype) -> None:
+    layout, sizes = PackedLayout(lengths), set()
+
+    class Heads(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:
+                sizes.add(tuple(tensor.shape[1] for tensor in args[:3]))
+            return function(*args, **(kwargs or {}))
+
+    with Heads():
+        packed_attention(nn.Module(), *tensors(dtype, layout, (9, 3)), layout)
+    assert sizes == {(9, 3, 3)}
+
+
 @pytest.mark.parametrize("softcap", [None, 0.7])
 def test_half_precision_on_a_cpu_rounds_nothing_but_the_result(softcap: float | None) -> None:
     """Also under autocast, from which torch's own call would come in half precision."""

@@ -439,3 +439,33 @@ def test_a_second_training_starts_its_sums_anew(tmp_path: Path) -> None:
         rows.append(trainer.state.log_history[-1])
     assert rows[0]["main/num_pairs"] == rows[1]["main/num_pairs"] == 4
     assert rows[0]["train_loss"] == rows[1]["train_loss"]
+
+
+def test_a_process_with_fewer_micro_batches_repeats_the_cheapest_pair_at_weight_0(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes, of which the other has two micro-batches more."""
+    main, buffer = tiny_pairs(8, 1), tiny_pairs(8, 2)
+    made = tiny_trainer(tmp_path, main=main, buffer=buffer, reference="swap", max_tokens_per_microbatch=20)
+    places = [torch.tensor([0, 1, 2, 3]), torch.tensor([4, 5, 6, 7])]  # of this process, of the other
+
+    def gather(mine: torch.Tensor) -> torch.Tensor:
+        return torch.cat([mine, mine + 2 if mine.numel() == 1 else places[1]])
+
+    monkeypatch.setattr(type(made.args), "world_size", 2)
+    monkeypatch.setattr(made.accelerator, "gather", gather)
+    microbatches, all_main = made._share_of_step(places[:1])
+    assert all_main.tolist() == list(range(8))
+    fillers, own = microbatches[:2], microbatches[2:]
+    assert all("is_filler" in one for one in fillers)
+    assert own
+    assert not any("is_filler" in one for one in own)
+    sizes = [len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in [*main, *buffer]]
+    assert [one["input_ids"].numel() for one in fillers] == [min(sizes)] * 2
+    for one in fillers:
+        loss = made.compute_loss(made.model, one, num_items_in_batch=8)
+        loss.backward()  # which every process must run
+        assert float(loss.detach()) == 0
+    gradients = [parameter.grad for parameter in made.model.parameters()]
+    assert not any(gradient is not None and gradient.any() for gradient in gradients)
+    assert any(gradient is not None for gradient in gradients)
