@@ -2,7 +2,8 @@
 # PYTHON is the interpreter, OUT the folder of the demo, DEMO_ARGS are further options of the demo (such as --full --seeds 3),
 # MODEL, DATA and LABELS of `make real`: the start model (folder or hub id), a folder with the data (empty: the hub), people's labels.
 # BENCH_ARGS further options of the benchmarks of training and generation (such as --threads 8), BENCH_MODEL a folder with a chat model and
-# BENCH_PAIRS a file of pairs, for the benchmark of a real model. BENCH_PREPARE_ARGS are those of `prepare` (--data FILE --before CHECKOUT).
+# BENCH_PAIRS a file of pairs, for the benchmark of a real model, and BENCH_BFLOAT16=1 its training in bfloat16 too.
+# BENCH_PREPARE_ARGS are those of `prepare` (--data FILE --before CHECKOUT).
 # HASHES=1 lets `demo` and `test` install only what has a hash in requirements-hashed.txt. TESTS are the test files (empty: all), PYTHONS those
 # of test-pythons. PINS= with a VENV of its own installs the newest versions in place of those of constraints.txt (torch excepted).
 # AUDIT_ARGS are further options of pip-audit (such as --vulnerability-service osv --osv-url URL).
@@ -17,6 +18,7 @@ REAL_OUT ?= runs/real
 BENCH_ARGS ?=
 BENCH_MODEL ?=
 BENCH_PAIRS ?=
+BENCH_BFLOAT16 ?=
 BENCH_PREPARE_ARGS ?=
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 HASHES ?=
@@ -80,7 +82,10 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.generation $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.prepare $(BENCH_PREPARE_ARGS)
 	$(BIN)/python -m benchmarks.balance
+	$(if $(BENCH_MODEL),$(BIN)/python -m benchmarks.sft --models "$(BENCH_MODEL)" --append $(BENCH_ARGS))
 	$(if $(BENCH_MODEL),$(BIN)/python -m benchmarks.real --model "$(BENCH_MODEL)" --pairs "$(BENCH_PAIRS)" $(BENCH_ARGS))
+	$(if $(BENCH_BFLOAT16),$(BIN)/python -m benchmarks.sft --models "$(BENCH_MODEL)" --dtype bfloat16 $(BENCH_ARGS))
+	$(if $(BENCH_BFLOAT16),$(BIN)/python -m benchmarks.real --model "$(BENCH_MODEL)" --pairs "$(BENCH_PAIRS)" --work training --dtype bfloat16 $(BENCH_ARGS))
 	$(BIN)/python -m benchmarks.report
 
 # Tiny sizes, to check that everything runs; results are written only to runs/.
