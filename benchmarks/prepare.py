@@ -5,16 +5,19 @@
 CPU seconds (user and system, of the whole process and its children) and the peak of resident memory. All arms run in
 every repeat, in shuffled order. The counts of rows, rejects, duplicates and label cells must be the same for all.
 One arm leaves out what the script does not do: refusals, and with them the languages.
-`--data`: JSON lines of chosen and rejected transcripts with two labels, in place of synthetic ones. `--before`: an
-earlier checkout of bfpo, measured in the same run; the results name its commit.
+`--data`: JSON lines of chosen and rejected transcripts, such as HH-RLHF's, in place of synthetic ones. Labels that are
+not there are drawn, and more rows than there are are made from them by changing words. `--before`: an earlier checkout
+of bfpo, measured in the same run; the results name its commit.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,6 +32,7 @@ from bfpo.core.errors import RunError
 
 SCRIPT, OURS, BEFORE = "polars and rensa", "bfpo prepare", "bfpo prepare, before"
 LESS = "bfpo prepare, language_sample: 0"
+_SPEAKERS = {"Human", "Assistant"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if options.data is None:
                 write_transcripts(file, rows)
             else:
-                _copy_rows(options.data, file, rows)
+                write_rows(options.data, file, rows)
             for repeat in range(options.repeats):
                 for arm in random.Random(repeat).sample(arms, len(arms)):
                     sys.stderr.write(f"{arm}: {rows} rows, repeat {repeat}\n")
@@ -66,7 +70,7 @@ def commit_of(checkout: Path) -> str:
 def _settings(options: argparse.Namespace, before: str | None) -> dict[str, Any]:
     return {
         "before": before,
-        "data": "synthetic transcripts" if options.data is None else options.data.name,
+        "data": "synthetic transcripts" if options.data is None else _described(options.data),
         "repeats": options.repeats,
         "load": [round(value, 1) for value in os.getloadavg()],
     }
@@ -76,9 +80,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options, those of the smoke form put in where it is asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add_common_options(parser, threads=False)
-    parser.add_argument("--rows", type=integers, default=[5000, 50_000], help="numbers of rows; of --data the first")
+    parser.add_argument("--rows", type=integers, default=[5000, 50_000], help="numbers of rows")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--data", type=Path, default=None, help="JSON lines in place of synthetic transcripts")
+    parser.add_argument("--data", type=Path, nargs="+", default=None, help="JSON lines in place of synthetic ones")
     parser.add_argument("--before", type=Path, default=None, help="an earlier checkout, measured too")
     options = parser.parse_args(arguments)
     if options.quick:
@@ -118,9 +122,37 @@ def _drawn_row(text: Any, draw: random.Random) -> dict[str, Any]:
     return {"prompt": "".join(turns), "chosen": text(20, 80), "rejected": text(20, 80), **labels}
 
 
-def _copy_rows(source: Path, target: Path, rows: int) -> None:
-    with source.open(encoding="utf-8") as lines, target.open("w", encoding="utf-8") as file:
-        file.writelines(line for _, line in zip(range(rows), lines, strict=False))
+def write_rows(sources: Sequence[Path], target: Path, rows: int, *, seed: int = 0) -> None:
+    """Write the rows of JSON lines (gzip too), then, up to `rows`, copies of them in which words are other words."""
+    draw = random.Random(seed)
+    read = [json.loads(line) for source in sources for line in _lines(source)]
+    words = sorted({word for row in read[:1000] for word in re.findall(r"[A-Za-z]+", row["chosen"])} - _SPEAKERS)
+    places = {word: place for place, word in enumerate(words)}
+    with target.open("w", encoding="utf-8") as file:
+        for number in range(rows):
+            turn, row = divmod(number, len(read))
+
+            def other(match: re.Match[str], turn: int = turn) -> str:
+                place = places.get(match.group())
+                return match.group() if place is None or (place + turn) % 4 else words[(place + turn) % len(words)]
+
+            said = {name: read[row][name] for name in ("chosen", "rejected")}
+            if turn:
+                said = {name: re.sub("[A-Za-z]+", other, text) for name, text in said.items()}
+            labels = {f"{name}_is_safe": draw.random() < share for name, share in (("chosen", 0.7), ("rejected", 0.5))}
+            file.write(json.dumps({**labels, **read[row], **said}) + "\n")
+
+
+def _lines(source: Path) -> list[str]:
+    text = gzip.decompress(source.read_bytes()) if source.suffix == ".gz" else source.read_bytes()
+    return text.decode("utf-8").splitlines()
+
+
+def _described(sources: Sequence[Path]) -> str:
+    """Return what `write_rows` writes, for the table."""
+    num_pairs = sum(len(_lines(source)) for source in sources)
+    names = ", ".join(source.name for source in sources)
+    return f"{num_pairs:,} pairs of {names}, more made from them by changing words; random labels where there are none"
 
 
 def measure(arm: str, file: Path, *, before: Path | None) -> dict[str, Any]:

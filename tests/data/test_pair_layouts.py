@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from bfpo.core.schema import Message, Pair
 from bfpo.data.load import load_pairs
+from bfpo.data.messages import transcript_turns, turns_with_beginning
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.rejects import RowError
 from bfpo.data.settings import DataConfig
@@ -114,6 +116,19 @@ def test_hh_transcripts() -> None:
     assert pair.prompt == (Message("user", "one\n\ntwo"), Message("assistant", "three"), Message("user", "four"))
     assert (pair.chosen, pair.rejected, pair.chosen_is_safe) == ("Human: odd", "b", None)
     assert PAIR_LAYOUTS.detect(row) is PAIR_LAYOUTS["hh"]
+
+
+def test_a_transcript_with_a_known_beginning_has_the_turns_that_it_has_alone() -> None:
+    draw, num_found = random.Random(0), 0
+    pieces = ["\n\nHuman:", "\n\nAssistant:", "\n\n", "\n", " ", "Human:", "Assistant:", " one", "two "]
+    for _ in range(20_000):
+        parts = draw.choices(pieces, k=draw.randint(1, 8))
+        text, other = ("".join(parts[:end] + draw.choices(pieces, k=end % 3)) for end in (len(parts), len(parts) - 1))
+        if turns := transcript_turns(text):
+            found = turns_with_beginning(text, turns, other)
+            assert found in ((), transcript_turns(other)), (text, other)
+            num_found += bool(found)
+    assert num_found > 100
 
 
 PKU_ALL: dict[str, Any] = {

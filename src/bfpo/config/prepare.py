@@ -178,8 +178,8 @@ class PrepareConfig(StageConfig, ExecutedRuns):
     language_sample: int = Field(
         default=2000,
         ge=0,
-        description="rows of each stream whose language and style are read, and pairs that are read for answers "
-        "preferred to a refusal; 0 = none",
+        description="completions of each stream whose language and style are read, and pairs that are read for "
+        "answers preferred to a refusal; 0 = none",
     )
     cache: PathText | None = Field(
         default=None,

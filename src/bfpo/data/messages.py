@@ -26,6 +26,7 @@ __all__ = [
     "text_of",
     "tools_of",
     "transcript_turns",
+    "turns_with_beginning",
     "without_empty_end",
 ]
 
@@ -229,6 +230,7 @@ def _json_value(value: object) -> Any:
 
 
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+_HH_ANSWER = "\n\nAssistant:"
 _HH_ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 
 
@@ -240,9 +242,23 @@ def transcript_turns(text: str) -> tuple[Message, ...]:
     return tuple([Message(_HH_ROLES[who], said.strip()) for who, said in zip(rest[::2], rest[1::2], strict=True)])
 
 
+def turns_with_beginning(text: object, turns: Sequence[Message], other: object) -> tuple[Message, ...]:
+    """Return the turns of a transcript that is as `text` up to its last answer, without reading them twice, else ().
+
+    `turns`: of `text`.
+    """
+    if not (isinstance(text, str) and isinstance(other, str) and turns[-1].role == "assistant"):
+        return ()
+    end = text.rfind(_HH_ANSWER) + len(_HH_ANSWER)
+    said = other[end:]
+    if end < len(_HH_ANSWER) or not other.startswith(text[:end]) or _HH_TURN.search(said):
+        return ()
+    return (*turns[:-1], Message("assistant", text_of(said, "rejected").strip()))
+
+
 def parsed_transcript(prompt: object) -> Any:
     """Return the messages of a prompt that is a transcript from `Human:` to a bare `Assistant:`, else it unchanged."""
-    if not isinstance(prompt, str) or not prompt.rstrip().endswith("\n\nAssistant:"):
+    if not isinstance(prompt, str) or not prompt.rstrip().endswith(_HH_ANSWER):
         return prompt
     turns = transcript_turns(prompt)
     if not turns or turns[0].role != "user":

@@ -24,7 +24,15 @@ from bfpo.data.fields import (
     value_of,
 )
 from bfpo.data.layouts import Layouts
-from bfpo.data.messages import answer_of, check_weight, is_parts, messages_of, text_of, transcript_turns
+from bfpo.data.messages import (
+    answer_of,
+    check_weight,
+    is_parts,
+    messages_of,
+    text_of,
+    transcript_turns,
+    turns_with_beginning,
+)
 from bfpo.data.rejects import CellText, RowError
 from bfpo.data.thinking import message_extra
 
@@ -159,7 +167,9 @@ def pku_pair(row: Columns) -> Pair:
 )
 def hh_pair(row: Columns) -> Pair:
     """HH-RLHF's transcripts: the last assistant turn of each is the completion, the turns before must be the same."""
-    chosen, rejected = (transcript_of(value_of(row, field), field) for field in _COMPLETIONS)
+    first, second = (value_of(row, field) for field in _COMPLETIONS)
+    chosen = transcript_of(first, "chosen")
+    rejected = turns_with_beginning(first, chosen, second) or transcript_of(second, "rejected")
     for field, turns in zip(_COMPLETIONS, (chosen, rejected), strict=True):
         if turns[-1].role != "assistant":
             raise RowError(field, "the transcript does not end with the assistant", turns[-1].role)

@@ -28,6 +28,7 @@ _SHARES = {"p25": 0.25, "median": 0.5, "p75": 0.75, "p90": 0.9, "max": 1.0}
 _UNITS = ("chars", "words", "tokens")
 _NAMES = (*CELLS, "unknown")
 _LANGUAGE_CHARS = 1000
+_TEXTS = ("completion", "chosen", "rejected")
 _GREY = "#748091"
 _SIDES = (("chosen", 0.17, "o"), ("rejected", -0.17, "s"))
 
@@ -57,7 +58,7 @@ def describe_data(
             facts.compliance_over_refusal = {**made.compliances, **made.candidates}
             warnings += compliance_warnings(name, facts.compliance_over_refusal)
         if sampled := made.sample:
-            streams[name].languages = _languages_of([row.get("completion") or row.get("chosen", "") for row in sampled])
+            streams[name].languages = _languages_of([row[name] for row in sampled for name in _TEXTS if name in row])
             streams[name].style, remarks = style_of(sampled, is_main=name == "main")
             warnings += [f"{name}, {len(sampled)} rows read: {remark}" for remark in remarks]
     rows = [

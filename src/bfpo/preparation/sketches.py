@@ -136,8 +136,8 @@ def _similar_pairs(
         return np.zeros((0, 2), np.int64)
     begins = np.flatnonzero(np.diff(repeats, prepend=-1) != 1)
     firsts = np.repeat(repeats[begins] - 1, np.diff(np.append(begins, len(repeats))))
-    places = np.unique(np.stack([np.concatenate([repeats - 1, firsts]), np.concatenate([repeats, repeats])], 1), axis=0)
-    pairs = order[places]
+    both = np.concatenate([repeats - 1, firsts]) * len(hashes) + np.concatenate([repeats, repeats])  # each as a number
+    pairs = order[np.stack(np.divmod(np.unique(both), len(hashes)), 1)]
     pairs = pairs[groups[pairs[:, 0]] != groups[pairs[:, 1]]]
     similar = [
         estimated_similarity(sketches(some[:, 0]), sketches(some[:, 1])) >= threshold

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
+from math import ceil
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -66,8 +67,9 @@ def write_stream(
     """Write `train.parquet`, `validation.parquet` and `test.parquet` of one stream, whole; only splits with rows.
 
     Rows are in the order of the mixture and of the files. Columns of cut completions and of categories are written only
-    where there are any. `samples` rows at most are returned for languages and style,
-    drawn by a hash, and as many pairs are read for answers that are preferred to a refusal. `unsafe_prompts`: sorted
+    where there are any. Rows that hold `samples` completions are returned for
+    languages and style, drawn by a hash, and `samples` pairs at most are read for answers that are preferred to a
+    refusal. `unsafe_prompts`: sorted
     hashes of prompts that have an unsafe answer. Raises `OSError`.
     """
     are_pairs = parts[0].source.stream != "sft"
@@ -88,7 +90,8 @@ def write_stream(
             for number in sorted(present)
         }
         for number_of_part, (part, own) in enumerate(zip(parts, share, strict=True)):
-            wanted = sample(part, -(-samples * own // max(1, sum(share))), seed=seed)
+            rows_wanted = samples / (2 if are_pairs else 1)
+            wanted = sample(part, ceil(rows_wanted * own / max(1, sum(share))), seed=seed)
             for batch, units in _batches(part):
                 made = _pairs_of(part, batch, units) if are_pairs else _completions_of(part, batch, units)
                 rows = made.select(schema.names)
