@@ -52,9 +52,7 @@ CASES = {
         4,
         layers=2,
     ),
-    "bfloat16": Case(
-        "step, 9 heads in 3 groups, bfloat16", ((30, 40, 30),), 576, 9, 3, vocabulary=512, dtype="bfloat16"
-    ),
+    "bfloat16": Case("step, 9 heads in 3 groups, bfloat16", CHAT, 576, 9, 3, layers=4, dtype="bfloat16"),
     "two rows": Case(
         "forward, 2 rows of a head of 49,152, bfloat16",
         ((2, 1, 1),),
