@@ -9,13 +9,11 @@ one right after the other in random order, in CPU seconds, which other jobs dist
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import random
 import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -24,7 +22,7 @@ from typing import Any
 
 from benchmarks.hot_path_parts import CASES
 from benchmarks.options import add_common_options, thread_count
-from benchmarks.process import QUIET, ROOT, program, write_results
+from benchmarks.process import QUIET, ROOT, program, unpack_sources, write_results
 from benchmarks.tables import SIDES, show_tables
 from bfpo.core.errors import RunError
 
@@ -73,19 +71,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.repeats = 1
     options.threads = thread_count(options.threads)
     return options
-
-
-def unpack_sources(commit: str, folder: Path) -> None:
-    """Write `src` of a commit into a folder; raises `RunError` for a commit that this checkout does not have."""
-    command = ["git", "archive", commit, "src"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
-    if done.returncode != 0:
-        raise RunError(
-            f"--before: {commit} is not a commit of this checkout ({done.stderr.decode().strip()}); fetch its history "
-            "(git fetch --unshallow) or name another commit"
-        )
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-        archive.extractall(folder, filter="data")
 
 
 class Worker:

@@ -1,13 +1,13 @@
 """BENCHMARK: `bfpo prepare` beside a script of polars and rensa that does what a user sees of the same job.
 
-    python -m benchmarks.prepare [--quick] [--data FILE] [--before CHECKOUT]
+    python -m benchmarks.prepare [--quick] [--data FILES] [--before COMMIT]
 
 CPU seconds (user and system, of the whole process and its children) and the peak of resident memory. All arms run in
 every repeat, in shuffled order. The counts of rows, rejects, duplicates and label cells must be the same for all.
 One arm leaves out what the script does not do: refusals, and with them the languages.
 `--data`: JSON lines of chosen and rejected transcripts, such as HH-RLHF's, in place of synthetic ones. Labels that are
-not there are drawn, and more rows than there are are made from them by changing words. `--before`: an earlier checkout
-of bfpo, measured in the same run; the results name its commit.
+not there are drawn, and more rows than there are are made from them by changing words. `--before`: an earlier commit
+of bfpo, measured in the same run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.options import add_common_options, integers
-from benchmarks.process import QUIET, ROOT, program, write_results
+from benchmarks.process import QUIET, ROOT, program, unpack_sources, write_results
 from benchmarks.tables import show_tables
 from bfpo.core.errors import RunError
 
@@ -39,9 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write the results and show the table."""
     options = parse(arguments)
     arms = [SCRIPT, OURS, LESS, *([BEFORE] if options.before else [])]
-    before = commit_of(options.before) if options.before else None
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
+        before = None
+        if options.before is not None:
+            unpack_sources(options.before, before := Path(name) / "before")
         for rows in options.rows:
             file = Path(name) / f"pairs-{rows}.jsonl"
             if options.data is None:
@@ -51,25 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for repeat in range(options.repeats):
                 for arm in random.Random(repeat).sample(arms, len(arms)):
                     sys.stderr.write(f"{arm}: {rows} rows, repeat {repeat}\n")
-                    measured = measure(arm, file, before=options.before)
+                    measured = measure(arm, file, before=before)
                     check_counts(measured["counts"], [run for run in runs if run["rows"] == measured["counts"]["rows"]])
                     runs.append({"arm": arm, "rows": measured["counts"]["rows"], "repeat": repeat, **measured})
-                write_results(options.out, "prepare", settings=_settings(options, before), runs=runs)
+                write_results(options.out, "prepare", settings=_settings(options), runs=runs)
     show_tables(options.out, ["prepare"])
 
 
-def commit_of(checkout: Path) -> str:
-    """Return the commit of a checkout; raises `RunError` where it is none, whose results nobody could repeat."""
-    command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RunError(f"--before: {checkout} is no git checkout; make one with: git worktree add {checkout} COMMIT")
-    return done.stdout.strip()
-
-
-def _settings(options: argparse.Namespace, before: str | None) -> dict[str, Any]:
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
     return {
-        "before": before,
+        "before": options.before,
         "data": "synthetic transcripts" if options.data is None else _described(options.data),
         "repeats": options.repeats,
         "load": [round(value, 1) for value in os.getloadavg()],
@@ -83,7 +76,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=integers, default=[5000, 50_000], help="numbers of rows")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--data", type=Path, nargs="+", default=None, help="JSON lines in place of synthetic ones")
-    parser.add_argument("--before", type=Path, default=None, help="an earlier checkout, measured too")
+    parser.add_argument("--before", default=None, help="an earlier commit, measured too")
     options = parser.parse_args(arguments)
     if options.quick:
         options.rows, options.repeats = [300], 1

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
@@ -16,7 +18,17 @@ from benchmarks.machine import describe_machine, software
 from bfpo.core.errors import BfpoError, RunError
 from bfpo.core.files import write_text_whole
 
-__all__ = ["ROOT", "in_process", "of_dtype", "program", "read_results", "result_file", "worker", "write_results"]
+__all__ = [
+    "ROOT",
+    "in_process",
+    "of_dtype",
+    "program",
+    "read_results",
+    "result_file",
+    "unpack_sources",
+    "worker",
+    "write_results",
+]
 
 ROOT = Path(__file__).resolve().parents[1]
 QUIET = {
@@ -46,6 +58,19 @@ def in_process(module: str, values: Mapping[str, Any], *, threads: int, timeout:
             raise RunError(f"{module} failed with {json.dumps(values)}:\n{(done.stdout + done.stderr)[-3000:]}")
         measured: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     return measured
+
+
+def unpack_sources(commit: str, folder: Path) -> None:
+    """Write `src` of a commit into a folder; raises `RunError` for a commit that this checkout does not have."""
+    command = ["git", "archive", commit, "src"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    if done.returncode != 0:
+        raise RunError(
+            f"--before: {commit} is not a commit of this checkout ({done.stderr.decode().strip()}); fetch its history "
+            "(git fetch --unshallow) or name another commit"
+        )
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        archive.extractall(folder, filter="data")
 
 
 def of_dtype(name: str, dtype: str) -> str:

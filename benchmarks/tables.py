@@ -146,9 +146,18 @@ def scaling_tables(results: dict[str, Any]) -> list[Table]:
 
 def rampup_tables(results: dict[str, Any]) -> list[Table]:
     """Return the tables of start-up and of reading, tokenizing and the reference pass."""
+    settings = results["settings"]
     starts = [run for run in results["runs"] if run["kind"] == "startup"]
-    commands = list(dict.fromkeys(run["command"] for run in starts))
-    times = [[name, number(spread(r["seconds"] for r in starts if r["command"] == name), 2)] for name in commands]
+    times = []
+    for name in dict.fromkeys(run["command"] for run in starts):
+        sides = [[r["cpu_seconds"] for r in starts if (r["command"], r["side"]) == (name, side)] for side in SIDES]
+        ratio = spread(one / other for one, other in zip(*sides, strict=True))
+        times.append([name, *(number(spread(side), 2) for side in sides), number(ratio, 2)])
+    start_note = (
+        f"Whole processes, CPU seconds with the sources of commit {settings['before']} and with those measured, median "
+        f"[quartiles] of {settings['repeats']} repeats, {settings['threads']} thread(s). A dry run now also computes "
+        f"the first loss and times a few steps. Mean load of the machine: {settings['load']:.1f}."
+    )
     parts = [
         [
             run["part"],
@@ -165,7 +174,7 @@ def rampup_tables(results: dict[str, Any]) -> list[Table]:
         "above what was resident before."
     )
     return [
-        Table("Start-up", "Whole processes, median [quartiles].", ["command", "seconds"], times),
+        Table("Start-up, before and after", start_note, ["command", "before, s", "after, s", "times as fast"], times),
         Table("Before the first step", note, ["part", "pairs", "seconds", "pairs/s", "peak MiB"], parts),
     ]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
-import subprocess
 from typing import Any
 
 import numpy as np
@@ -319,9 +319,10 @@ def test_the_page_gets_the_tables_and_the_figure_and_keeps_its_prose(tmp_path, c
     settings = {"repeats": 2, "steps": 3, "pairs": 4, "threads": 1, "model": "S"}
     write_results(tmp_path, "throughput", settings=settings, runs=throughput_runs())
     write_results(tmp_path, "scaling", settings=settings, runs=scaling_runs())
-    starts = [{"kind": "startup", "repeat": 0, "command": "bfpo --help", "seconds": 0.25}]
+    start = {"kind": "startup", "repeat": 0, "command": "bfpo --help"}
+    starts = [{**start, "side": "before", "cpu_seconds": 0.5}, {**start, "side": "after", "cpu_seconds": 0.25}]
     part = {"kind": "part", "part": "read", "rows": 1000, "seconds": 0.5, "peak_bytes": 2**21}
-    write_results(tmp_path, "rampup", settings=settings, runs=[*starts, part])
+    write_results(tmp_path, "rampup", settings={**settings, "before": "abc", "load": 1.0}, runs=[*starts, part])
     page, figure = tmp_path / "page.md", tmp_path / "images" / "figure.svg"
     page.write_text(f"# Before\n\n{report.BEGIN}\nold\n{report.END}\n\nAfter.\n")
     arguments = ["--results", str(tmp_path), "--page", str(page), "--figure", str(figure)]
@@ -337,6 +338,7 @@ def test_the_page_gets_the_tables_and_the_figure_and_keeps_its_prose(tmp_path, c
     )
     assert "| 512 | 4 | 512 | 256.000 | 1,024.000 | 4.00 | 25 | 100 | 0.25 |" in written
     assert "| read | 1,000 | 0.50 | 2,000 | 2 |" in written
+    assert "| bfpo --help | 0.50 | 0.25 | 2.00 |" in written
     assert "](images/figure.svg)" in written
     assert "tokens per second" in figure.read_text()
     report.main(arguments)
@@ -483,15 +485,27 @@ def test_the_table_of_preparing_compares_within_a_repeat(tmp_path, capsys):
     assert table.note.endswith("Before: commit 0123456789.")
 
 
-def test_an_earlier_checkout_is_named_by_its_commit(tmp_path):
+def test_an_earlier_commit_that_is_not_there_is_one_message(tmp_path):
     with raises(RunError, "--before"):
-        prepare.main(["--quick", "--before", str(tmp_path), "--out", str(tmp_path)])
-    for command in (
-        ["init", "-q"],
-        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x", "--allow-empty"],
-    ):
-        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
-    assert len(prepare.commit_of(tmp_path)) == 40
+        prepare.main(["--quick", "--before", "no-such-commit", "--out", str(tmp_path)])
+
+
+def test_more_transcripts_than_there_are_have_other_words_and_a_shared_prompt(tmp_path):
+    given = [
+        {name: f"\n\nHuman: Tell me of {n} things\n\nAssistant: {name} things" for name in ("chosen", "rejected")}
+        for n in range(20)
+    ]
+    source, target = tmp_path / "pairs.jsonl.gz", tmp_path / "rows.jsonl"
+    source.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in given).encode()))
+    prepare.write_rows([source], target, 50)
+    rows = [json.loads(line) for line in target.read_text().splitlines()]
+    texts = [{name: row[name] for name in ("chosen", "rejected")} for row in rows]
+    assert texts[:20] == given
+    assert all(one != other for one, other in zip(texts[20:], texts[:30], strict=True))
+    assert all(
+        one["chosen"].rpartition("Assistant:")[0] == one["rejected"].rpartition("Assistant:")[0] for one in texts
+    )
+    assert all(type(row["chosen_is_safe"]) is type(row["rejected_is_safe"]) is bool for row in rows)
 
 
 def test_the_readme_says_whether_there_are_figures_of_a_gpu():
