@@ -30,7 +30,7 @@ from bfpo.scores.records import CoherenceBound
 from bfpo.scores.scores import Judged, describe_coherence, score_rows
 from bfpo.suites.coherence import CoherenceReader, Reading, StartModel, _bound, make_reader
 from bfpo.suites.scores import values_of
-from execution.copies import take_copies
+from execution.copies import Copies, take_copies
 from helpers import CHATML, EOS, IM_END, byte_tokenizer
 from messages import raises
 from tiny import VOCABULARY, tiny_model, tiny_tokenizer
@@ -350,6 +350,26 @@ def test_several_workers_read_the_same(root: Path, monkeypatch: pytest.MonkeyPat
     shutil.rmtree(root / "another cache" / "bfpo" / "coherence")
     assert two.read(texts) == alone  # by new workers
     assert len(made) == 2
+
+
+def test_workers_hold_the_number_type_of_the_command(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker's device may compute in bfloat16 where that of the command does not, as on another node."""
+    texts = [Completion(str(n), prompt, counted(5 * n, 8 + n)) for n, prompt in enumerate(PROMPTS[:6])]
+    start = (str(root / "start"), None)
+    with make_reader(start, PROMPTS, LocalExecutor(workers=1)) as one:
+        here = one.read(texts)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(root / "a third cache"))
+    take_copies(monkeypatch)
+    before = Copies.start
+
+    def start_elsewhere(self: Copies, worker: int) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("bfpo.policy.precision.computes_bfloat16", lambda: True)
+            return before(self, worker)
+
+    monkeypatch.setattr(Copies, "start", start_elsewhere)
+    with make_reader(start, PROMPTS, LocalExecutor(workers=2)) as two:
+        assert two.read(texts) == here
 
 
 def test_the_likelihood_of_the_same_answers_is_kept(

@@ -363,13 +363,14 @@ def make_reader(
 ) -> CoherenceReader:
     """Return the reader of answers; with a start model (its name and revision) it is calibrated on the prompts.
 
-    `settings`: those of `StartModel`, which each worker of the executor loads with `threads` of torch. A bound that
-    cannot be used is logged as a warning.
+    `settings`: those of `StartModel`, which each worker of the executor loads with `threads` of torch; an automatic
+    `dtype` is decided here, so that workers on other machines hold the same. A bound that cannot be used is logged as a
+    warning.
     """
     if start is None:
         return CoherenceReader()
-    held = {**settings, "dtype": decoding_dtype(settings.get("dtype", "auto"))[0]}
-    model = SharedStart(partial(StartModel, start[0], revision=start[1], **settings), executor, threads, held)
+    settings = {**settings, "dtype": decoding_dtype(settings.get("dtype", "auto"))[0]}
+    model = SharedStart(partial(StartModel, start[0], revision=start[1], **settings), executor, threads, settings)
     bound = model.calibrated(prompts)
     if bound.bound is None:
         _log.warning("coherence: likelihood under %s cannot be used: %s", bound.model, bound.reason)
