@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -439,3 +440,19 @@ def test_rows_without_a_prompt_are_split_each_on_its_own(tmp_path: Path) -> None
     assert {split: len(rows) > 5 for split, rows in rows_of(out).items()} == {
         "train": True, "validation": True, "test": True,
     }  # fmt: skip
+
+
+def test_memory_is_flat_in_the_number_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes a row at the peak: hashes, counts and places. The text of a row takes more than 1,800."""
+    monkeypatch.setattr(shards, "_BLOCK_ROWS", 64)
+    monkeypatch.setattr("bfpo.preparation.write._ROWS_PER_GROUP", 64)
+    peak = {}
+    for run, num in enumerate((200, 200, 1200)):  # the first time, what Python keeps once is made
+        rows = [row(k, chosen=f"a{k} " * 200, rejected=f"b{k} " * 200) for k in range(num)]
+        sources = [source(tmp_path / f"{run}.jsonl", rows)]
+        del rows
+        tracemalloc.start()
+        prepare(tmp_path / str(run), sources, language_sample=20)
+        peak[num] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert (peak[1200] - peak[200]) / 1000 < 400
