@@ -207,6 +207,25 @@ def test_a_head_that_trains_under_bfloat16_has_float32_gradients_of_its_float32_
         assert 0 < float((one - other).norm() / other.norm()) < 0.02
 
 
+def test_under_bfloat16_nothing_of_the_size_of_the_weight_is_made_but_its_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Products are added some rows of the weight at a time."""
+    gradients = []
+    for rows in (VOCABULARY, 17):
+        monkeypatch.setattr("bfpo.policy.head._WEIGHT_ROWS", rows)
+        head, hidden, targets = make_head(torch.float32, bias=True, trains=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logps = head_logps(head, hidden.requires_grad_(), targets, chunk_rows=4)
+        with Made(VOCABULARY * WIDTH) as made:
+            logps.sum().backward()
+        assert made.count == (1 if rows < VOCABULARY else 1 + -(-ROWS // 4))
+        gradients.append(head.weight.grad)
+    assert gradients[0] is not None
+    assert gradients[1] is not None
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=2**-8, atol=1e-4)
+
+
 def test_a_head_that_trains_on_hidden_states_that_do_not() -> None:
     head, hidden, targets = make_head(torch.float64, bias=False, trains=True)
     gradients = []
