@@ -179,6 +179,18 @@ def test_the_categories_of_pku_saferlhf_in_a_csv_file(tmp_path: Path, write: Any
     ]
 
 
+def test_a_map_of_a_parquet_file_is_an_object(tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    harms = pyarrow.map_(pyarrow.string(), pyarrow.bool_())
+    marks = [[("Theft", False), ("Violence", True)], [], None]
+    columns = {key: pyarrow.array([value] * 3) for key, value in PKU.items()}
+    columns |= {f"response_{k}_harm_category": pyarrow.array(marks, harms) for k in (0, 1)}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    loaded = load_pairs(DataConfig(files=[str(tmp_path / "a.parquet")]))
+    assert [pair.category for pair in loaded.pairs] == ["Violence", "", ""]
+
+
 REDTEAM: dict[str, Any] = {
     "prompt": "q",
     "modeloutput1": "one",

@@ -553,7 +553,12 @@ def _holds_objects(type_: Any) -> bool:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Leave out the null keys of objects: all objects of a column have the same keys, absent ones are null."""
+    """Leave out the null keys of objects: all objects of a column have the same keys, absent ones are null.
+
+    A map, of which pyarrow makes a list of tuples, is an object too.
+    """
+    if isinstance(value, list) and value and isinstance(value[0], tuple):
+        value = dict(value)
     if isinstance(value, list):
         return [_without_nulls(item) for item in value]
     if isinstance(value, dict):
