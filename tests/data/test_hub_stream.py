@@ -117,7 +117,7 @@ def test_rows_are_those_of_the_file(hub: HubServer, kind: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("kind", ["train.jsonl", "train.jsonl.gz", "train.csv", "train.parquet", "train.arrow"])
 def test_reading_ends_with_the_limit(hub: HubServer, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bfpo.data.files._ROWS_PER_BATCH", 50)
+    monkeypatch.setattr("bfpo.data.columnar._ROWS_PER_BATCH", 50)
     name = kind.removeprefix("train.")
     data = streamed(name, limit=7)
     hub.sent.clear()

@@ -9,7 +9,7 @@ import json
 import lzma
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -19,8 +19,9 @@ from bfpo.core.console import one_line
 from bfpo.core.errors import DataError, first_line
 from bfpo.core.inputs import ALLOWED_KINDS, kind_of, no_such_file
 from bfpo.core.remote import is_remote
+from bfpo.data.columnar import check_names_differ, table_rows
 from bfpo.data.fields import ColumnNames
-from bfpo.data.hub_stream import open_lines, open_packed, open_table
+from bfpo.data.hub_stream import open_lines, open_packed
 from bfpo.data.layouts import Layout
 from bfpo.data.messages import parsed_conversation, parsed_transcript
 from bfpo.data.rejects import CellText, Reject, Row, RowError, describe_rejects
@@ -45,11 +46,8 @@ MAX_LEVELS = 100
 MAX_DOCUMENT_BYTES = 1 << 26
 """64 MiB: an object over many lines is read whole, and a longer one is read as JSON lines."""
 
-_ROWS_PER_BATCH = 1024
 _BLOCK_BYTES = 1 << 20
-_REQUEST_BYTES = 1 << 22  # of a column in Parquet on the hub: fewer requests, and memory for as much of each column
 _FIRST_BYTES = 1 << 12
-_ARROW_FILE = b"ARROW1"
 _BOM = b"\xef\xbb\xbf"
 _SPACE = b" \t\r\n"
 _BEHIND = frozenset(",] \t\r\n")
@@ -69,7 +67,7 @@ def iter_rows(file: Path) -> Iterator[Row]:
     if kind is None:
         raise DataError.at(file, None, f"got a file of unknown kind; {ALLOWED_KINDS}")
     if kind[0] in (".parquet", ".arrow"):
-        yield from _table_rows(file, kind[0])
+        yield from table_rows(file, kind[0])
     elif kind[0] in (".csv", ".tsv"):
         yield from _csv_rows(file, "," if kind[0] == ".csv" else "\t")
     else:
@@ -449,13 +447,8 @@ def _checked_names(file: Path, line: int, cells: list[str]) -> list[str]:
     if any(_holds_bad_bytes(cell) for cell in cells):
         raise DataError.at(file, line, "the row that names the columns is not UTF-8; save the file as UTF-8")
     names = [cell.strip() for cell in cells]
-    _check_differ(file, line, [name for name in names if name])  # an index column has no name
+    check_names_differ(file, line, [name for name in names if name])  # an index column has no name
     return names
-
-
-def _check_differ(file: Path, line: int | None, names: Sequence[str]) -> None:
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise DataError.at(file, line, f"two columns have the name {', '.join(map(repr, twice))}; rename one")
 
 
 def _row(line: int, names: list[str], cells: list[str]) -> Row:
@@ -473,97 +466,6 @@ def _holds_bad_bytes(cell: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
-
-
-# -------------------------------------------------------------------------------------------- Parquet and Arrow
-
-
-def _table_rows(file: Path, kind: str) -> Iterator[Row]:
-    import pyarrow
-
-    try:
-        with _batches(file, kind) as (schema, batches):
-            _check_differ(file, None, schema.names)
-            nested = [name for name, type_ in zip(schema.names, schema.types, strict=True) if _holds_objects(type_)]
-            line = 0
-            for batch in batches:
-                values = [_values(name, column) for name, column in zip(schema.names, batch.columns, strict=True)]
-                for of_row in zip(*values, strict=True):
-                    line += 1
-                    columns = dict(zip(schema.names, of_row, strict=True))
-                    yield Row(line, {**columns, **{name: _without_nulls(columns[name]) for name in nested}})
-    except (pyarrow.ArrowException, OSError) as error:
-        name = "Parquet" if kind == ".parquet" else "Arrow"
-        raise DataError.at(file, None, f"cannot be read as {name}: {first_line(error)}") from error
-
-
-def _values(name: str, column: Any) -> list[Any]:
-    """Return the values of a column; times that Python cannot hold, of nanoseconds and of far years, as text.
-
-    Raises `ArrowInvalid`, which names the column.
-    """
-    import pyarrow
-
-    try:
-        try:
-            found = column.to_pylist()
-        except (ValueError, OverflowError):
-            if not pyarrow.types.is_temporal(column.type):
-                raise
-            found = column.cast(pyarrow.string()).to_pylist()
-    except (ValueError, OverflowError, pyarrow.ArrowException) as error:
-        raise pyarrow.ArrowInvalid(f"column {name}: {first_line(error)}") from error
-    return cast("list[Any]", found)
-
-
-@contextmanager
-def _batches(file: Path, kind: str) -> Iterator[tuple[Any, Iterator[Any]]]:
-    """Yield the schema and the batches of a file; Arrow is a stream, as `datasets` writes it, or a file."""
-    import pyarrow
-    import pyarrow.parquet
-
-    if kind == ".parquet":
-        # pyarrow would otherwise hold all that it has read, and at least a whole row group.
-        there, block = (open_table(file), _REQUEST_BYTES) if is_remote(file) else (file, _BLOCK_BYTES)
-        with pyarrow.parquet.ParquetFile(there, pre_buffer=False, buffer_size=block) as table:
-            yield table.schema_arrow, table.iter_batches(batch_size=_ROWS_PER_BATCH)
-        return
-    with pyarrow.PythonFile(open_lines(file)) if is_remote(file) else pyarrow.memory_map(str(file)) as source:
-        is_file = source.read(len(_ARROW_FILE)) == _ARROW_FILE
-        source.seek(0)
-        if is_file:
-            reader = pyarrow.ipc.open_file(source)
-            batches = (reader.get_batch(place) for place in range(reader.num_record_batches))
-        else:
-            reader = pyarrow.ipc.open_stream(source)
-            batches = iter(reader)
-        yield reader.schema, (part for batch in batches for part in _slices(batch))
-
-
-def _slices(batch: Any) -> Iterator[Any]:
-    return (batch.slice(start, _ROWS_PER_BATCH) for start in range(0, batch.num_rows, _ROWS_PER_BATCH))
-
-
-def _holds_objects(type_: Any) -> bool:
-    import pyarrow
-
-    if pyarrow.types.is_struct(type_):
-        return True
-    return any(_holds_objects(type_.field(place).type) for place in range(type_.num_fields))
-
-
-def _without_nulls(value: Any) -> Any:
-    """Leave out the null keys of objects: all objects of a column have the same keys, absent ones are null.
-
-    A map, of which pyarrow makes a list of tuples, is an object too.
-    """
-    if isinstance(value, list) and value and isinstance(value[0], tuple):
-        value = dict(value)
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    if isinstance(value, dict):
-        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
-    return value
 
 
 # -------------------------------------------------------------------------------------------------------- lines
