@@ -17,6 +17,7 @@ from bfpo.core.errors import ConfigError, DataError, RunError, SettingError
 from bfpo.data.read import read_completions
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
+from execution.copies import take_copies
 from messages import raises
 from tiny import tiny_model, tiny_tokenizer
 
@@ -83,6 +84,28 @@ def test_batch_size_changes_nothing(model: Path, prompts: Path, tmp_path: Path) 
             )
         assert texts(tmp_path / f"{temperature}-1") == texts(tmp_path / f"{temperature}-10")
     assert texts(tmp_path / "0.0-1") != texts(tmp_path / "0.8-1")
+
+
+def test_one_worker_computes_together_what_several_do(
+    model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding, and in bfloat16 with it most answers, depends on the other rows of a pass."""
+    monkeypatch.setattr(generate, "_BATCHES_PER_SHARD", 1)
+    original, together = engines.answer_batches, dict[int, list[list[str]]]()
+
+    def noted(model: Any, requests: Any, **keywords: Any) -> Any:
+        together[workers].append([request.id for request in requests])
+        return original(model, requests, **keywords)
+
+    monkeypatch.setattr(engines, "answer_batches", noted)
+    take_copies(monkeypatch)
+    for workers in (1, 2):
+        together[workers] = []
+        settings = config(model, prompts, executor={"workers": workers}, dtype="bfloat16", threads=1)
+        run_stage("generate", settings, tmp_path / str(workers))
+    assert sorted(together[1]) == sorted(together[2])
+    assert [len(ids) for ids in together[1]] == [4, 4, 2]
+    assert texts(tmp_path / "1") == texts(tmp_path / "2")
 
 
 def test_goes_on_where_it_was_cut_off(

@@ -89,6 +89,11 @@ class TransformersEngine:
         self._eos_token_ids, self._settings = eos_token_ids, settings
         self.work = Work()
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the model computes on the CPU."""
+        return bool(self._model.device.type == "cpu")
+
     def complete(self, tasks: Sequence[Task], report: Report) -> None:
         """Make the completions, longest prompts first, and report them as they end; raises as `answer_batches` does."""
         requests = [Request(task.id, task.prompt_ids) for task in tasks]
