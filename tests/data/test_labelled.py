@@ -45,6 +45,16 @@ def test_a_prompt_is_not_needed_and_an_id_that_is_taken_gets_a_number(tmp_path: 
     assert [row.id for row in rows] == ["x", "x-1", "x-2"]
 
 
+def test_rows_in_other_layouts_of_completions_with_a_label(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "Add", "input": "1, 2", "output": "t0", "is_safe": False},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "t0"}], "is_safe": False},
+    ]
+    for row, prompt in zip(rows, ("Add\n1, 2", "q"), strict=True):
+        (one,) = load_labelled([written(tmp_path / "a.jsonl", row)]).completions
+        assert (one.text, one.is_safe, [turn.content for turn in one.prompt]) == ("t0", 0.0, [prompt])
+
+
 def test_named_values_leave_out_and_count_all_others(tmp_path: Path) -> None:
     file = written(
         tmp_path / "a.jsonl",

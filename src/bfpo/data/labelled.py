@@ -104,7 +104,7 @@ def _layout_of(file: Path, columns: ColumnNames | None) -> Layout[Pair | Complet
 
 
 def _fits_without_prompt(layout: Layout[Completion], row: Mapping[str, object]) -> bool:
-    return layout.fits({"prompt": "", **row})
+    return layout.fits(row) or layout.fits({"prompt": "", **row})
 
 
 def _read(
@@ -123,8 +123,9 @@ def _read(
         pair = PAIR_LAYOUTS[layout.name]
         yield from _of_pair(pair.parse(words.applied(row.columns, pair.labels) if words else row.columns))
         return
-    held = {"prompt": "", **row.columns}
-    held = {name: value for name, value in held.items() if name not in DESIRABLE}  # a judge learns from both
+    held = {name: value for name, value in row.columns.items() if name not in DESIRABLE}  # a judge learns from both
+    if layout.fits({"prompt": "", **held}):
+        held = {"prompt": "", **held}
     given = held.get("is_safe")
     if "is_safe" in held and is_unknown(given) and words.read(given) is None:
         held["is_safe"] = None
