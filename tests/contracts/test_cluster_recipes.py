@@ -30,16 +30,22 @@ def test_a_job_is_a_script_whose_files_exist(file: Path) -> None:
 @pytest.mark.parametrize("form", ["", "ddp", "zero2", "zero3"])
 @pytest.mark.parametrize("command", ["train", "reference"])
 def test_a_training_job_launches_its_command_on_the_node_with_its_rank(form: str, command: str, tmp_path: Path) -> None:
-    fakes = {"scontrol": "echo first; echo second", "srun": 'exec "$@"', "accelerate": "printf '%s\\n' \"$@\""}
+    fakes = {
+        "scontrol": "echo first; echo second",
+        "srun": 'echo "$SRUN_CPUS_PER_TASK"; exec "$@"',
+        "accelerate": "printf '%s\\n' \"$@\"",
+    }
     for name, line in fakes.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n", encoding="utf-8")
         (tmp_path / name).chmod(0o755)
     given = [command, "--config", "a file.yaml", "--out", "runs/out"]
     slurm = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_NODEID": "1", "ACCELERATE": form}
+    slurm["SLURM_CPUS_PER_TASK"] = "64"
     environment = {**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     script = ["bash", str(FOLDER / "train.sbatch"), *given]
     said = subprocess.run(script, env=environment, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    arguments = said.splitlines()
+    cores, *arguments = said.splitlines()
+    assert cores == "64"
     place = arguments.index("-m")
     assert arguments[place:] == ["-m", "bfpo", *given, "--resume"]
     options = dict(zip(arguments[1:place:2], arguments[2:place:2], strict=True))
@@ -52,22 +58,26 @@ def test_a_training_job_launches_its_command_on_the_node_with_its_rank(form: str
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.parametrize("nodes", [1, 8])
 def test_a_job_on_ray_starts_a_node_of_it_on_each_and_the_command_on_the_first(nodes: int, tmp_path: Path) -> None:
-    fakes = {"scontrol": "echo first; echo second", "srun": 'echo "$RAY_USAGE_STATS_ENABLED" "$@"', "sleep": ":"}
+    fakes = {
+        "scontrol": "echo first; echo second",
+        "srun": 'echo "$RAY_USAGE_STATS_ENABLED" "$SRUN_CPUS_PER_TASK" "$@"',
+        "sleep": ":",
+    }
     for name, line in fakes.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n", encoding="utf-8")
         (tmp_path / name).chmod(0o755)
-    slurm = {"SLURM_JOB_NODELIST": "n[1-8]", "SLURM_JOB_NUM_NODES": str(nodes)}
+    slurm = {"SLURM_JOB_NODELIST": "n[1-8]", "SLURM_JOB_NUM_NODES": str(nodes), "SLURM_CPUS_PER_TASK": "64"}
     environment = {**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     script = ["bash", str(FOLDER / "ray.sbatch"), "generate", "--config", "generate.yaml", "--out", "runs/out"]
     said = subprocess.run(script, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()
     on_first = "--ntasks=1 --nodelist=first"
     expected = [
-        f"0 --nodes=1 {on_first} ray start --head --port=6379 --block",
-        f"0 --overlap --nodes=1 {on_first} bfpo generate --config generate.yaml --out runs/out "
+        f"0 64 --nodes=1 {on_first} ray start --head --port=6379 --block",
+        f"0 64 --overlap --nodes=1 {on_first} bfpo generate --config generate.yaml --out runs/out "
         "--set executor.backend=ray --set executor.address=first:6379 --resume",
     ]
     if nodes > 1:
-        expected.append("0 --nodes=7 --ntasks=7 --exclude=first ray start --address=first:6379 --block")
+        expected.append("0 64 --nodes=7 --ntasks=7 --exclude=first ray start --address=first:6379 --block")
     assert sorted(said) == sorted(expected)
 
 
