@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -84,6 +85,26 @@ def test_batch_size_changes_nothing(model: Path, prompts: Path, tmp_path: Path) 
             )
         assert texts(tmp_path / f"{temperature}-1") == texts(tmp_path / f"{temperature}-10")
     assert texts(tmp_path / "0.0-1") != texts(tmp_path / "0.8-1")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "batch_size", "num", "sizes"),
+    [
+        (0, None, 1000, [512, 488]),
+        (8, None, 1000, [128] * 7 + [104]),
+        (8, None, 100, [100]),
+        (8, None, 2000, [250] * 8),
+        (8, None, 9000, [512] * 17 + [296]),
+        (8, 4, 100, [32, 32, 32, 4]),
+    ],
+)
+def test_a_thousand_completions_are_work_for_all_gpus_of_a_machine(
+    gpus: int, batch_size: int | None, num: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "num_gpus", lambda: gpus)
+    settings = config(Path("m"), Path("p"), batch_size=batch_size)
+    tasks: Any = [SimpleNamespace(prompt_ids=(1,)) for _ in range(num)]
+    assert [len(part) for part in generate._shards(settings, tasks)] == sizes
 
 
 def test_one_worker_computes_together_what_several_do(

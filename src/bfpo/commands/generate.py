@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -58,6 +59,7 @@ _PARTIAL = "completions.partial.jsonl"
 _END_TOKENS = 32  # of a prompt, enough for an opening mark
 _ROWS_OF_BATCH = 64  # where the number of slots is found by the device
 _BATCHES_PER_SHARD = 8  # of completions that one worker makes at a time
+_FEWEST_PER_GPU, _MOST_GPUS = 128, 8  # so many slots of a GPU are full; a shard for each GPU of a machine
 _VLLM_PER_SHARD = 256  # vLLM batches within a call
 _WHOLE = {"gpus_per_worker": 1.0}
 
@@ -250,6 +252,8 @@ def _shards(config: TransformersGenerate | VllmGenerate, tasks: Collection[Task]
     else:
         order = sorted(tasks, key=lambda task: -len(task.prompt_ids))
         size = _BATCHES_PER_SHARD * (config.batch_size or _ROWS_OF_BATCH)
+        if config.batch_size is None and num_gpus():
+            size = min(size, max(_FEWEST_PER_GPU, math.ceil(len(order) / _MOST_GPUS)))
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
