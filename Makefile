@@ -106,7 +106,7 @@ docs: $(VENV)/.docs
 
 test: lint types imports tests
 
-# Some tests need TRL, bitsandbytes, lm-eval, Inspect, alpaca-eval, Ray, trackers, Jupyter and a browser (Debian: chromium); where one is missing they are skipped.
+# Some tests need TRL, bitsandbytes, lm-eval, Inspect, alpaca-eval, Ray, DeepSpeed, trackers, Jupyter and a browser (Debian: chromium); where one is missing they are skipped.
 test-all: lint types imports $(DEV) $(VENV)/.bench $(VENV)/.quant $(VENV)/.evidence
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS) -m "not gpu"
 
@@ -230,6 +230,6 @@ $(VENV)/.quant: $(RUNTIME)
 	@touch $@
 
 $(VENV)/.evidence: $(RUNTIME)
-	@echo "installing lm-eval, Inspect, alpaca-eval, browser automation, Ray, the trackers and Jupyter kernels"
-	@$(PIP_INSTALL) -e ".[lm-eval,inspect,alpaca-eval,browser,ray,mlflow,trackio,wandb,notebooks]" || $(NO_PIP)
+	@echo "installing lm-eval, Inspect, alpaca-eval, browser automation, Ray, DeepSpeed, the trackers and Jupyter kernels"
+	@$(PIP_INSTALL) -e ".[lm-eval,inspect,alpaca-eval,browser,ray,deepspeed,mlflow,trackio,wandb,notebooks]" || $(NO_PIP)
 	@touch $@

@@ -165,6 +165,8 @@ def _child(
 
     os.environ.update(environment)
     torch.set_num_threads(1)
+    if "DS_ACCELERATOR" in environment:
+        _let_deepspeed_run_on_the_cpu()
     events = Events(at)
     events.install(out)
     try:
@@ -173,6 +175,17 @@ def _child(
         told.send(traceback.format_exc())
         raise
     told.send(events.names)
+
+
+def _let_deepspeed_run_on_the_cpu() -> None:
+    import deepspeed
+    from transformers import training_args
+
+    from bfpo.training import session
+
+    session.runs_on_cpu = lambda: False  # with `use_cpu` accelerate leaves DeepSpeed out
+    training_args.is_torch_bf16_gpu_available = lambda: True
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # which it would compile
 
 
 def _start(*arguments: Any) -> tuple[Any, Any]:
@@ -211,14 +224,10 @@ def run_in_two(
     `signalled`: (process, place, signal) that it sends itself there. Where one is killed, so is the other, as by a
     launcher.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     started = []
-    for rank in range(2):
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    for rank, environment in enumerate(_launched(2)):
         own = signalled[1:] if signalled is not None and signalled[0] == rank else None
-        started.append(_start(stage, config, out, resume, own, {**address, "RANK": str(rank), "LOCAL_RANK": str(rank)}))
+        started.append(_start(stage, config, out, resume, own, environment))
     if signalled is not None and signalled[2] == signal.SIGKILL:
         started[signalled[0]][0].join()
         started[1 - signalled[0]][0].kill()
@@ -226,6 +235,33 @@ def run_in_two(
     for process, _ in started:
         process.join()
     return told
+
+
+def _launched(processes: int) -> list[dict[str, str]]:
+    """Return the variables that a launcher sets in each process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    return [{**address, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
+def run_under_deepspeed(stage: str, config: Any, out: Path, *, zero: int, processes: int, resume: bool = False) -> None:
+    """Run a stage under DeepSpeed on the CPU; the config must have `ddp_backend: gloo` in its `trainer_args`."""
+    settings = {
+        "DS_ACCELERATOR": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+        "LOCAL_SIZE": str(processes),
+        "ACCELERATE_TORCH_DEVICE": "cpu",
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(zero),
+        "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
+    }
+    started = [_start(stage, config, out, resume, None, {**own, **settings}) for own in _launched(processes)]
+    told = [_told(receiver) for _, receiver in started]
+    for process, _ in started:
+        process.join()
+    assert [process.exitcode for process, _ in started] == [0] * processes, told
 
 
 def run_with_copies(stage: str, config: Any, out: Path, wanted: Sequence[tuple[str, int]]) -> dict[str, Path]:
@@ -290,5 +326,7 @@ def differences(one: Any, other: Any, place: str = "") -> Iterator[str]:
     elif type(one).__name__ == "ndarray":
         if one.tolist() != other.tolist():
             yield place
+    elif type(one) is type(other) and hasattr(one, "__dict__"):
+        yield from differences(vars(one), vars(other), place)
     elif one != other:
         yield f"{place}: {one!r} != {other!r}"

@@ -118,6 +118,18 @@ def test_processes_share_what_sharding_divides(config: str) -> None:
     assert examine(Path(config), [], processes=4).memory.exchange == whole.memory.gradients
 
 
+@pytest.mark.parametrize("settings", [["trainable=['*.down_proj.weight']"], ["lora.r=2"], ["trainable=all"]])
+def test_a_checkpoint_holds_no_frozen_weights(config: str, settings: list[str]) -> None:
+    """Per number that trains, in bfloat16: float32 master and two moments; ZeRO-2 twice more the bfloat16 weight."""
+    found = {sharding: examine(Path(config), settings, sharding=sharding) for sharding in ("none", "fsdp", "zero2")}
+    trained = found["fsdp"].memory.gradients // 4
+    assert {name: each.checkpoint for name, each in found.items()} == {
+        "none": 12 * trained,
+        "fsdp": 12 * trained,
+        "zero2": 16 * trained,
+    }
+
+
 def test_processes_share_the_memory_of_a_cpu_and_not_that_of_gpus(config: str, monkeypatch: Any) -> None:
     for name, share in (("cpu", 4), ("cuda:0", 1)):
         monkeypatch.setattr(bfpo.training.diagnosis, "find_devices", lambda name=name: [Device(name, "", 80, 90, True)])

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from typer.testing import CliRunner
 from bfpo.cli import app
 from bfpo.core.errors import ModelError, RunError
 from bfpo.policy.load import load_policy
+from bfpo.policy.save import save_policy
 from bfpo.policy.trained import FACTS, TRAINED, require_whole
 from bfpo.runs.stages import run_stage
 from bfpo.training import checkpoint
 from bfpo.training.checkpoint import state_of_trained
 from messages import fails, raises
-from survival import differences, result, stage_config, write_inputs
-from tiny import tiny_model
+from survival import differences, result, run_under_deepspeed, stage_config, write_inputs
+from tiny import tiny_model, tiny_tokenizer
 
 TRAINS = ["*.down_proj.weight"]
 NAMES = {f"model.layers.{i}.mlp.down_proj.weight" for i in range(2)}
@@ -154,6 +156,48 @@ def test_a_checkpoint_of_other_trained_weights_is_refused(inputs: Path, straight
     mark.write_text(json.dumps(marked))
     with raises(RunError, "trained"):
         run_stage("train", config, out, resume=True)
+
+
+# DeepSpeed
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
+@pytest.mark.parametrize(
+    ("stage", "zero", "processes", "dtype"),
+    [("train", 1, 1, "float32"), ("train", 2, 2, "bfloat16"), ("sft", 3, 2, "float32")],
+)
+def test_a_run_of_deepspeed_resumes_bit_for_bit_from_what_trains(
+    tmp_path: Path, stage: str, zero: int, processes: int, dtype: str
+) -> None:
+    start = write_inputs(tmp_path) / "start"
+    save_policy(tiny_model(max_position_embeddings=128, tie_word_embeddings=True), tiny_tokenizer(), start)
+    config = stage_config(
+        stage,
+        tmp_path,
+        trainable=TRAINS,
+        dtype=dtype,
+        max_steps=4,
+        save_total_limit=None,
+        trainer_args={"ddp_backend": "gloo"},
+    )
+    wanted, out = tmp_path / "straight", tmp_path / "run"
+    run_under_deepspeed(stage, config, wanted, zero=zero, processes=processes)
+    checkpoint = wanted / "checkpoints" / "checkpoint-2"
+    assert ((checkpoint / FACTS).is_file(), (checkpoint / TRAINED).is_file()) == (True, zero < 3)
+    assert not list(checkpoint.glob("*model*"))
+    written = [torch.load(path, weights_only=False) for path in checkpoint.rglob("*model_states.pt")]
+    assert len(written) == (processes if zero == 3 else 1)
+    assert all(state["module"].keys() == NAMES and not state["frozen_param_fragments"] for state in written)
+    interrupted(wanted, out, after=2)
+    run_under_deepspeed(stage, config, out, zero=zero, processes=processes, resume=True)
+    assert not list(differences(result(out), result(wanted)))
+    before, after = (load_file(folder / "model.safetensors") for folder in (start, out / "model"))
+    held = {name: value.to(after[name].dtype) for name, value in before.items()}
+    assert {name for name, value in after.items() if not torch.equal(value, held[name])} == NAMES
+    if zero < 3:  # where the weights are not in parts, a checkpoint is a model
+        model = load_policy(str(out / "checkpoints" / "checkpoint-4"), dtype=dtype).model.state_dict()
+        assert all(torch.equal(model[name].to(value.dtype), value) for name, value in after.items())
 
 
 @pytest.fixture

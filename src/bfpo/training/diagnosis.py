@@ -138,7 +138,7 @@ def examine(
         margin_bytes=measured.margin_bytes,
         memory_source=source,
         available=available,
-        checkpoint=_checkpoint_bytes(config, skeleton, sharding),
+        checkpoint=_checkpoint_bytes(skeleton, sharding),
         disk=_disk_bytes(config, skeleton, sharding),
         disk_free=free_disk(folder) if memory_gib is None else None,
         remedies=remedies,
@@ -226,21 +226,21 @@ def _available(device: Device, processes: int) -> int | None:
     return device.free_bytes // processes if device.name == "cpu" else device.free_bytes
 
 
-def _checkpoint_bytes(config: AlignConfig | SftConfig, skeleton: Skeleton, sharding: Sharding) -> int:
+def _checkpoint_bytes(skeleton: Skeleton, sharding: Sharding) -> int:
     """Return the bytes of a checkpoint: what trains, and two AdamW moments for each number of it.
 
-    DeepSpeed's (`zero2`) also holds frozen weights, unless adapters train.
+    ZeRO-1 and ZeRO-2 hold what trains twice more, as they compute with it: for the engine, and to be loaded as a model.
     """
     sizes = skeleton.sizes
-    frozen = sizes.num_frozen * sizes.computed_bytes if sharding == "zero2" and config.lora is None else 0
-    return 3 * sizes.num_trainable * sizes.held_bytes + frozen
+    computed = 2 * sizes.computed_bytes if sharding == "zero2" else 0
+    return sizes.num_trainable * (3 * sizes.held_bytes + computed)
 
 
 def _disk_bytes(config: AlignConfig | SftConfig, skeleton: Skeleton, sharding: Sharding) -> int:
     """Return the bytes of the kept checkpoints, of one more while it is written, and of the final model."""
     sizes = skeleton.sizes
     model = sizes.num_frozen * sizes.computed_bytes + sizes.num_trainable * sizes.held_bytes
-    return (1 + (config.save_total_limit or 1)) * _checkpoint_bytes(config, skeleton, sharding) + model
+    return (1 + (config.save_total_limit or 1)) * _checkpoint_bytes(skeleton, sharding) + model
 
 
 def least_processes(
