@@ -173,7 +173,7 @@ def test_pairs_that_prefer_to_comply_are_counted(tmp_path: Path, caplog: pytest.
     assert "11 training pairs" in labels
     assert "bfpo too" in labels
     assert "prefer an answer that complies" in caplog.text
-    settings["language_sample"] = 6
+    settings["language_sample"] = 12
     sampled = prepare(tmp_path / "sampled", [source(tmp_path / "d.jsonl", [*unsafe, *rest])], **settings)
     facts = json.loads((sampled.path / "data.json").read_text())
     assert facts["streams"]["main"]["compliance_over_refusal"] == {"unsafe": 6, "read": 6, "candidates": 12}

@@ -178,7 +178,7 @@ class PrepareConfig(StageConfig, ExecutedRuns):
     language_sample: int = Field(
         default=2000,
         ge=0,
-        description="completions of each stream whose language and style are read, and pairs that are read for "
+        description="completions of each stream that are read for language and style, and of pairs that are read for "
         "answers preferred to a refusal; 0 = none",
     )
     cache: PathText | None = Field(

@@ -230,15 +230,17 @@ def _json_value(value: object) -> Any:
 
 
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+_HH_MARKS = ("Human:", "Assistant:")
 _HH_ANSWER = "\n\nAssistant:"
 _HH_ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 
 
 def transcript_turns(text: str) -> tuple[Message, ...]:
     """Return the turns of a transcript of `Human:` and `Assistant:`, each after an empty line, () for another text."""
-    before, *rest = _HH_TURN.split("\n\n" + text.lstrip())
-    if before:
+    text = text.lstrip()
+    if not text.startswith(_HH_MARKS):
         return ()
+    _, *rest = _HH_TURN.split("\n\n" + text)
     return tuple([Message(_HH_ROLES[who], said.strip()) for who, said in zip(rest[::2], rest[1::2], strict=True)])
 
 

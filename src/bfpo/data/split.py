@@ -59,7 +59,8 @@ def prompt_hashes(messages: Sequence[Message]) -> bytes:
     part of its beginning.
     """
     turns = _said(messages)
-    return b"".join(_rank("", normalised_prompt(some))[:8] for some in (turns[:1], turns))
+    first = _rank("", normalised_prompt(turns[:1]))[:8]
+    return first + (first if len(turns) == 1 else _rank("", normalised_prompt(turns))[:8])
 
 
 def _said(messages: Sequence[Message]) -> Sequence[Message]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -68,6 +69,7 @@ KEYS = np.dtype(
     ]
 )
 """What is kept of each row besides its text: its line, 64-bit hashes, labels and lengths."""
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
 
 
 # ----------------------------------------------------------------------------------------------- rows of a file
@@ -216,6 +218,7 @@ class BlockReader:
     ) -> None:
         self._evaluation = EvaluationPrompts(suites, contained_words=contained_words, near=near)
         self._near = near
+        _keep_freed_memory()
         self._tokenizer: Any = None
         if tokenizer_file is not None:
             from tokenizers import Tokenizer
@@ -300,6 +303,14 @@ class BlockReader:
         texts = [text for item in items for text in ("\n".join(turn.content for turn in item.prompt), *_texts(item))]
         counts = [len(one.ids) for one in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
         return np.array(counts, np.uint32).reshape(-1, 3)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep 64 MiB that are freed; else it gives the arrays of a block back and faults in those of the next."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, 1 << 25)
+        mallopt(_TRIM_THRESHOLD, 1 << 26)
 
 
 def _texts(item: Pair | Completion) -> tuple[str, str]:

@@ -68,7 +68,7 @@ def write_stream(
 
     Rows are in the order of the mixture and of the files. Columns of cut completions and of categories are written only
     where there are any. Rows that hold `samples` completions are returned for
-    languages and style, drawn by a hash, and `samples` pairs at most are read for answers that are preferred to a
+    languages and style, drawn by a hash, and pairs that hold as many are read for answers that are preferred to a
     refusal. `unsafe_prompts`: sorted
     hashes of prompts that have an unsafe answer. Raises `OSError`.
     """
@@ -80,7 +80,7 @@ def write_stream(
     written = Written()
     to_read: list[npt.NDArray[np.bool_]] = []
     if are_pairs and samples:
-        to_read, num = pairs_to_read(parts, unsafe_prompts, samples)
+        to_read, num = pairs_to_read(parts, unsafe_prompts, ceil(samples / 2))
         written.candidates = {"read": int(sum(mask.sum() for mask in to_read)), "candidates": num}
     share = [int(part.copies.astype(bool).sum()) for part in parts]
     present = {number for part in parts for number in np.unique(part.split[part.copies > 0]).tolist()}
