@@ -306,7 +306,7 @@ class BlockReader:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep 64 MiB that are freed; else it gives the arrays of a block back and faults in those of the next."""
+    """Let glibc keep 64 MiB that are freed, so that the arrays of the next block fault in no pages again."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, 1 << 25)
