@@ -160,9 +160,11 @@ def test_a_checkpoint_of_other_trained_weights_is_refused(inputs: Path, straight
 
 # DeepSpeed
 
+needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
+
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
+@needs_deepspeed
 @pytest.mark.parametrize(
     ("stage", "zero", "processes", "dtype"),
     [("train", 1, 1, "float32"), ("train", 2, 2, "bfloat16"), ("sft", 3, 2, "float32")],
@@ -198,6 +200,35 @@ def test_a_run_of_deepspeed_resumes_bit_for_bit_from_what_trains(
     if zero < 3:  # where the weights are not in parts, a checkpoint is a model
         model = load_policy(str(out / "checkpoints" / "checkpoint-4"), dtype=dtype).model.state_dict()
         assert all(torch.equal(model[name].to(value.dtype), value) for name, value in after.items())
+
+
+@pytest.mark.slow
+@needs_deepspeed
+@pytest.mark.parametrize("zero", [2, 3])
+def test_a_run_of_deepspeed_keeps_its_best_checkpoint(tmp_path: Path, zero: int) -> None:
+    start = tiny_model(max_position_embeddings=128, initializer_range=0.1)
+    start.lm_head.weight.data.mul_(3)
+    save_policy(start, tiny_tokenizer(), write_inputs(tmp_path) / "start")
+    others = [{"prompt": f"w{i} w60", "completion": f"w{50 + i} w70 w{80 - i}"} for i in range(6)]
+    (tmp_path / "others.jsonl").write_text("".join(json.dumps(row) + "\n" for row in others))
+    steps = {"max_steps": 4, "save_steps": 2, "eval_steps": 2}
+    settings = {
+        "trainable": TRAINS,
+        "learning_rate": 0.3,
+        "lr_scheduler_type": "constant",
+        "eval_data": {"files": str(tmp_path / "others.jsonl")},
+        "best": {"metric": "loss"},
+        "trainer_args": {"ddp_backend": "gloo"},
+    }
+    run_under_deepspeed(
+        "sft", stage_config("sft", tmp_path, **steps, **settings), tmp_path / "run", zero=zero, processes=1
+    )
+    found = result(tmp_path / "run")
+    first, last, kept = (row["eval_loss"] for row in found["metrics"] if "eval_loss" in row)
+    assert kept == first < last
+    if zero == 2:
+        trained, model = found["checkpoints/checkpoint-2/trained.safetensors"], found["model/model.safetensors"]
+        assert all(torch.equal(model[name], value) for name, value in trained.items())
 
 
 @pytest.fixture

@@ -370,6 +370,9 @@ def _restore(trainer: Trainer, checkpoint: Path) -> None:
 
     `Trainer.train` can load a checkpoint into a model however it is wrapped, but would then run one step too many.
     """
+    if trainer.is_deepspeed_enabled:
+        wrapped: Any = trainer.model  # to be wrapped again: an engine that has trained would get no optimizer
+        trainer.model_wrapped = wrapped
     stop = _StopAtBegin()
     trainer.add_callback(stop)  # last, so the others' `on_train_begin` has run
     try:
