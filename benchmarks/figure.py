@@ -42,7 +42,7 @@ def _draw_loops(part: Any, arms: Sequence[Arm]) -> None:
     peaks = [arm.peaks() for arm in arms]
     _draw_bars(left, arms, [spread(arm.tokens_per_second()) for arm in arms])
     _draw_bars(right, arms, [None if peak is None else spread(p / 2**20 for p in peak) for peak in peaks])
-    left.set_title(f"model {arms[0].model}: tokens per second", loc="left", fontsize=10)
+    left.set_title(f"model {arms[0].model}: tokens per CPU-second", loc="left", fontsize=10)
     right.set_title("peak memory above the model, MiB", loc="left", fontsize=10)
     left.set_yticks(range(len(arms)), [f"{arm.title} ({arm.reference})" for arm in arms])
     left.invert_yaxis()
@@ -67,7 +67,7 @@ def _draw_scaling(part: Any, runs: Sequence[dict[str, Any]]) -> None:
     points = scaling_points(runs)
     centre = {name: _most_common([point[name] for point in points]) for name in AXES}
     values: list[tuple[str, Callable[[dict[str, Any]], float | None]]] = [
-        ("seconds a step", seconds_per_step),
+        ("CPU-seconds a step", seconds_per_step),
         ("peak above the model, MiB", peak_mib),
     ]
     for axes_row, (label, value) in zip(grid, values, strict=True):

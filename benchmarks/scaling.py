@@ -1,4 +1,4 @@
-"""BENCHMARK: how a step's time and memory grow with tokens, pairs and vocabulary, ours and TRL's.
+"""BENCHMARK: how a step's CPU time and memory grow with tokens, pairs and vocabulary, ours and TRL's.
 
     python -m benchmarks.scaling [--quick]
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import random
 import sys
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.stderr.write(f"repeat {repeat + 1}/{options.repeats}, {place}/{len(arms)}: {trainer} {point}\n")
             runs.append(one_point(options, point, trainer, repeat))
     settings = {name: value for name, value in vars(options).items() if name not in ("out", "quick")}
+    settings["load"] = os.getloadavg()[2]
     write_results(options.out, "scaling", settings=settings, runs=runs)
     show_tables(options.out, ["scaling"])
 
@@ -84,6 +86,7 @@ def one_point(options: argparse.Namespace, point: Point, trainer: str, repeat: i
         microbatch=point["pairs"],
         seed=repeat,
         length=point["length"],
+        cpu_clock=True,
     )
     measured = in_process("benchmarks.training", dataclasses.asdict(run), threads=options.threads)
     return {"kind": "training", "repeat": repeat, "trainer": trainer, **point, **measured}

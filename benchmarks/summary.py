@@ -52,7 +52,7 @@ class Arm:
         return f"{name}, {self.microbatch} pair{'s' if self.microbatch > 1 else ''} a forward"
 
     def tokens_per_second(self) -> list[float]:
-        """Return useful tokens per second of training, by repeat."""
+        """Return useful tokens per CPU-second of training, by repeat."""
         return [run["loop_tokens"] / run["loop_seconds"] for run in self.runs]
 
     def peaks(self) -> list[float] | None:
@@ -99,7 +99,7 @@ def fastest(arms: Sequence[Arm], arm: Arm) -> Arm | None:
 
 
 def speed_ratio(arm: Arm, other: Arm) -> Spread:
-    """Return how many times as many tokens per second, repeat by repeat."""
+    """Return how many times as many tokens per CPU-second, repeat by repeat."""
     return spread(a / b for a, b in zip(arm.tokens_per_second(), other.tokens_per_second(), strict=True))
 
 

@@ -79,10 +79,11 @@ def throughput_tables(results: dict[str, Any]) -> list[Table]:
         )
     note = (
         f"Median [quartiles] of {settings['repeats']} repeats with pairs of their own, {settings['steps'] - 1} timed "
-        f"optimizer steps of {settings['pairs']} pairs each, {settings['threads']} threads, float32, `down_proj` "
-        "training. Tokens: prompt, chosen and rejected of each pair once each, for both. Ratios, repeat by repeat: "
+        f"optimizer steps of {settings['pairs']} pairs each, {settings['threads']} thread(s), float32, `down_proj` "
+        "training. Tokens: prompt, chosen and rejected of each pair once each, for both. CPU-second: of the process, "
+        f"not of the clock; the mean load of the machine was {settings['load']:.1f}. Ratios, repeat by repeat: "
         "against the TRL row of the same model, reference and pairs a forward; *its best* is the faster TRL row of the "
-        "same model and reference. Share: of needed operations per second in the best "
+        "same model and reference. Share: of needed operations per CPU-second in the best "
         f"matrix rate seen here, {rate / 1e9:.0f} GFLOP/s. Work: operations counted over needed ones; what is needed "
         "leaves the reference out."
     )
@@ -90,7 +91,7 @@ def throughput_tables(results: dict[str, Any]) -> list[Table]:
         "model",
         "reference",
         "trainer",
-        "tokens/s",
+        "tokens per CPU-second",
         "times TRL",
         "times its best",
         "peak above the model, MiB",
@@ -138,9 +139,9 @@ def scaling_tables(results: dict[str, Any]) -> list[Table]:
     note = (
         f"Layers of model {settings['model']}; rows of one length, half of it prompt, so without padding; reference "
         f"precomputed; {settings['repeats']} repeat(s), {settings['steps'] - 1} timed steps, {settings['threads']} "
-        "threads."
+        f"thread(s), in CPU-seconds. Mean load of the machine: {settings['load']:.1f}."
     )
-    columns = ["tokens a row", "pairs a step", "vocabulary", "bfpo, s/step", "TRL, s/step", "times TRL"]
+    columns = ["tokens a row", "pairs a step", "vocabulary", "bfpo, CPU-s/step", "TRL, CPU-s/step", "times TRL"]
     return [Table("A step by size", note, [*columns, "bfpo, peak MiB", "TRL, peak MiB", "of TRL's"], rows)]
 
 

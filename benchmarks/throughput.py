@@ -1,4 +1,4 @@
-"""BENCHMARK: tokens per second, memory and work of whole training loops, ours against TRL's `DPOTrainer`.
+"""BENCHMARK: tokens per CPU-second, memory and work of whole training loops, ours against TRL's `DPOTrainer`.
 
     python -m benchmarks.throughput [--quick]
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import os
 import random
 import sys
 from collections.abc import Sequence
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = one_repeat(options, repeat)
         check_same_work(found)
         runs += found
+    settings["load"] = os.getloadavg()[2]
     write_results(options.out, "throughput", settings=settings, runs=runs)
     show_tables(options.out, ["throughput"])
 
@@ -77,6 +79,7 @@ def one_repeat(options: argparse.Namespace, repeat: int) -> list[dict[str, Any]]
                     microbatch=microbatch,
                     seed=repeat,
                     length_scale=options.length_scale,
+                    cpu_clock=True,
                 )
                 arms.append((model, training))
     random.Random(repeat).shuffle(arms)

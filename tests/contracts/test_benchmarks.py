@@ -316,7 +316,7 @@ def throughput_spread(low: float, median: float, high: float) -> Any:
 
 
 def test_the_page_gets_the_tables_and_the_figure_and_keeps_its_prose(tmp_path, capsys):
-    settings = {"repeats": 2, "steps": 3, "pairs": 4, "threads": 1, "model": "S"}
+    settings = {"repeats": 2, "steps": 3, "pairs": 4, "threads": 1, "model": "S", "load": 1.0}
     write_results(tmp_path, "throughput", settings=settings, runs=throughput_runs())
     write_results(tmp_path, "scaling", settings=settings, runs=scaling_runs())
     start = {"kind": "startup", "repeat": 0, "command": "bfpo --help"}
@@ -340,7 +340,7 @@ def test_the_page_gets_the_tables_and_the_figure_and_keeps_its_prose(tmp_path, c
     assert "| read | 1,000 | 0.50 | 2,000 | 2 |" in written
     assert "| bfpo --help | 0.50 | 0.25 | 2.00 |" in written
     assert "](images/figure.svg)" in written
-    assert "tokens per second" in figure.read_text()
+    assert "tokens per CPU-second" in figure.read_text()
     report.main(arguments)
     assert page.read_text() == written
     write_results(tmp_path, "gpu", settings={"small": False}, runs=[])
