@@ -26,6 +26,11 @@ LLAMA = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SweepConfig]:
     root = tmp_path_factory.mktemp("sweep")
+    return root, make_sweep(root, reference_cache=str(root / "cache"))
+
+
+def make_sweep(root: Path, *, reference_cache: str) -> SweepConfig:
+    """Return the config of a sweep over two points, whose start, data and prompts are made in a folder."""
     save_tokenizer(root / "tokenizer")
     for name, seed in (("start", 0), ("other", 1)):
         made = init_policy(LLAMA, root / "tokenizer", seed=seed)
@@ -36,10 +41,10 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SweepConfig]:
     (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     train = {"model": str(root / "start"), "data": {"files": str(root / "pairs.jsonl")}, "trainable": "all"}
     train |= {"max_steps": 1, "pairs_per_step": 4, "max_length": 48, "threads": 1}
-    (root / "train.yaml").write_text(json.dumps({**train, "reference_cache": str(root / "cache")}))
+    (root / "train.yaml").write_text(json.dumps({**train, "reference_cache": reference_cache}))
     asked = {"prompts": str(root / "prompts.jsonl"), "max_new_tokens": 4, "threads": 1}
     (root / "generate.yaml").write_text(json.dumps(asked))
-    config = SweepConfig(
+    return SweepConfig(
         train=str(root / "train.yaml"),
         generate=str(root / "generate.yaml"),
         grid="beta=0.1,0.2",
@@ -48,7 +53,6 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SweepConfig]:
         bootstrap_samples=50,
         objectives=["harmless", "finished"],
     )
-    return root, config
 
 
 @pytest.mark.slow
