@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.figure.exists() and f"]({link})" not in page:
             raise RunError(f"--figure: {options.figure} exists and is not shown on {options.page}; choose another name")
         write_bytes_whole(options.figure, svg_bytes(figure, salt=SALT))
-        blocks.append(f"![Tokens per second and memory of bfpo and TRL, and a step by size]({link})\n")
+        blocks.append(f"![Tokens per CPU-second and memory of bfpo and TRL, and a step by size]({link})\n")
     for name, found in results.items():
         if found is not None:
             blocks += [markdown(table) for table in TABLES[name](found)]

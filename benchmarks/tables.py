@@ -84,8 +84,8 @@ def throughput_tables(results: dict[str, Any]) -> list[Table]:
         f"not of the clock; the mean load of the machine was {settings['load']:.1f}. Ratios, repeat by repeat: "
         "against the TRL row of the same model, reference and pairs a forward; *its best* is the faster TRL row of the "
         "same model and reference. Share: of needed operations per CPU-second in the best "
-        f"matrix rate seen here, {rate / 1e9:.0f} GFLOP/s. Work: operations counted over needed ones; what is needed "
-        "leaves the reference out."
+        f"matrix rate seen here, {rate / 1e9:.0f} GFLOP/s. Work: operations counted in the first step over needed "
+        "ones, which leave the reference out; the first step of bfpo also checks packed rows on one pair, once."
     )
     columns = [
         "model",
