@@ -115,7 +115,7 @@ def prepare() -> None:
         {"name": "other", "files": "pairs.jsonl", "stream": "buffer", "unknown_label": "keep"},
         {"name": "talk", "files": "talk.jsonl", "stream": "sft", "layout": "completions"},
     ]
-    values = {"sources": sources, "processes": 1, "language_sample": 8, "splits": {"validation": 0.2, "test": 0.2}}
+    values = {"sources": sources, "processes": 1, "language_sample": 16, "splits": {"validation": 0.2, "test": 0.2}}
     values |= {"alpha": 0.1, "decontaminate": [{"name": "probe", "files": "suite.txt.jsonl"}]}
     run_stage("prepare", PrepareConfig.model_validate(values), "prepare")
 

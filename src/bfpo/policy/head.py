@@ -227,10 +227,11 @@ class _TrainedHead(torch.autograd.Function):
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         by_hidden_MH = torch.empty_like(hidden_MH) if needs_hidden else None
         by_bias_V = torch.zeros_like(bias_V) if needs_bias else None
-        by_weight_VH = torch.zeros_like(weight_VH, dtype=ctx.weight_dtype) if needs_weight else None
+        by_weight_VH: Tensor | None = None
 
         def add(rows: slice, by_logits_CV: Tensor, slope_CV: Tensor | None) -> None:
             """Add a chunk, given -softmax x (d loss / d log p)."""
+            nonlocal by_weight_VH
             by_logits_CV.scatter_add_(1, targets_M[rows, None], by_logps[0][rows, None])
             by_logits_CV.mul_(ctx.transform.scale if slope_CV is None else slope_CV)
             if by_bias_V is not None:
@@ -238,13 +239,18 @@ class _TrainedHead(torch.autograd.Function):
             factor_CV = by_logits_CV.to(hidden_MH.dtype)
             if by_hidden_MH is not None:
                 torch.mm(factor_CV, weight_VH, out=by_hidden_MH[rows])
-            if by_weight_VH is None:
+            if not needs_weight:
                 return
-            if by_weight_VH.dtype == factor_CV.dtype:
-                torch.addmm(by_weight_VH, factor_CV.t(), hidden_MH[rows], out=by_weight_VH)
+            if factor_CV.dtype == ctx.weight_dtype:
+                if by_weight_VH is None:
+                    by_weight_VH = torch.mm(factor_CV.t(), hidden_MH[rows])
+                else:
+                    torch.addmm(by_weight_VH, factor_CV.t(), hidden_MH[rows], out=by_weight_VH)
                 return
             # Float32 masters under bfloat16: the product of all rows, in both dtypes, would take 1.5 times the memory
             # of the gradient, at what is often the peak of a step.
+            if by_weight_VH is None:
+                by_weight_VH = torch.zeros_like(weight_VH, dtype=ctx.weight_dtype)
             for start in range(0, len(by_weight_VH), _WEIGHT_ROWS):
                 some = slice(start, start + _WEIGHT_ROWS)
                 by_weight_VH[some] += factor_CV[:, some].t() @ hidden_MH[rows]
@@ -261,6 +267,8 @@ class _TrainedHead(torch.autograd.Function):
             ):
                 softmax_CV = logits_CV.sub_(log_sums_M[rows, None]).exp_()
                 add(rows, softmax_CV.mul_(-by_logps[0][rows, None]), slope_CV)
+        if needs_weight and by_weight_VH is None:  # no row at all
+            by_weight_VH = torch.zeros_like(weight_VH, dtype=ctx.weight_dtype)
         return by_hidden_MH, by_weight_VH, by_bias_V, None, None, None
 
 
