@@ -4,7 +4,8 @@
 
 CPU seconds (user and system, of the whole process and its children) and the peak of resident memory. All arms run in
 every repeat, in shuffled order. The counts of rows, rejects, duplicates and label cells must be the same for all.
-One arm leaves out what the script does not do: refusals, and with them the languages.
+The script also runs with a figure like that of the data card. One arm of ours leaves out what the script does not do:
+refusals, and with them the languages.
 `--data`: JSON lines of chosen and rejected transcripts, such as HH-RLHF's, in place of synthetic ones. Labels that are
 not there are drawn, and more rows than there are are made from them by changing words. `--before`: an earlier commit
 of bfpo, measured in the same run.
@@ -31,6 +32,7 @@ from benchmarks.tables import show_tables
 from bfpo.core.errors import RunError
 
 SCRIPT, OURS, BEFORE = "polars and rensa", "bfpo prepare", "bfpo prepare, before"
+DRAWN = "polars, rensa and a figure"
 LESS = "bfpo prepare, language_sample: 0"
 _SPEAKERS = {"Human", "Assistant"}
 
@@ -38,7 +40,7 @@ _SPEAKERS = {"Human", "Assistant"}
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write the results and show the table."""
     options = parse(arguments)
-    arms = [SCRIPT, OURS, LESS, *([BEFORE] if options.before else [])]
+    arms = [SCRIPT, DRAWN, OURS, LESS, *([BEFORE] if options.before else [])]
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         before = None
@@ -157,8 +159,8 @@ def measure(arm: str, file: Path, *, before: Path | None) -> dict[str, Any]:
         config = {"sources": sources, "processes": 1, **({"language_sample": 0} if arm == LESS else {})}
         (folder / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
         command = ["-m", "bfpo", "prepare", "--config", str(folder / "config.yaml"), "--out", str(folder / "out")]
-        if arm == SCRIPT:
-            command = ["-m", "benchmarks.prepare_polars", str(file), name]
+        if arm in (SCRIPT, DRAWN):
+            command = ["-m", "benchmarks.prepare_polars", str(file), name, *(["figure"] if arm == DRAWN else [])]
         environment = {**os.environ, **QUIET, "PYTHONPATH": os.pathsep.join([source, str(ROOT)])}
         said = folder / "said.txt"
         with said.open("wb") as out:
@@ -170,7 +172,7 @@ def measure(arm: str, file: Path, *, before: Path | None) -> dict[str, Any]:
         text = said.read_text(encoding="utf-8")
         if process.returncode != 0:
             raise RunError(f"{arm} failed:\n{text[-2000:]}")
-        counts = json.loads(text.splitlines()[-1]) if arm == SCRIPT else _counts_of(folder / "out")
+        counts = json.loads(text.splitlines()[-1]) if arm in (SCRIPT, DRAWN) else _counts_of(folder / "out")
     return {
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
         "peak_bytes": usage.ru_maxrss * 1024,

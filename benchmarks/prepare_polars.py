@@ -1,11 +1,12 @@
 """WORKER: what `bfpo prepare` visibly does with a file of transcripts, as a script of polars and rensa.
 
-    python -m benchmarks.prepare_polars FILE FOLDER
+    python -m benchmarks.prepare_polars FILE FOLDER [figure]
 
 It reads chosen and rejected transcripts, drops rows that cannot be used and exact duplicates, keeps prompts that nearly
 repeat each other in one split (MinHash of their words), writes the three splits, counts label cells, lengths and the
-languages of 2,000 answers, and prints the counts. It has no message with file and line, no resume, no bounded memory,
-no manifest, no reading of refusals, card or figure, and reads one layout.
+languages of 2,000 answers, and prints the counts. With `figure` it draws them too, as the data card does. It has no
+message with file and line, no resume, no bounded memory, no manifest, no reading of refusals and no card, and reads one
+layout.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from typing import Any
 
 PERMUTATIONS, BANDS, THRESHOLD, SEED = 128, 16, 0.8, 1
 TEXTS = ("prompt", "chosen", "rejected")
+QUARTILES = (0.25, 0.5, 0.75)
 LABELS = ("chosen_is_safe", "rejected_is_safe")
 
 
-def prepare(file: Path, folder: Path) -> dict[str, Any]:
-    """Write the splits and return the counts."""
+def prepare(file: Path, folder: Path, *, figure: bool = False) -> dict[str, Any]:
+    """Write the splits, and the figure if it is asked for, and return the counts."""
     import polars as pl
 
     def turn(column: str) -> Any:
@@ -53,6 +55,8 @@ def prepare(file: Path, folder: Path) -> dict[str, Any]:
     lengths: dict[str, Any] = {f"{text}_chars": pl.col(text).str.len_chars().quantile(0.5) for text in TEXTS}
     lengths |= {f"{text}_words": pl.col(text).str.count_matches(r"\S+").quantile(0.5) for text in TEXTS}
     cells = rows.group_by(*LABELS).agg(pl.len(), **lengths)
+    if figure:
+        draw(rows, folder)
     return {
         "rows": num_rows,
         "rejected": num_rows - num_good,
@@ -61,6 +65,35 @@ def prepare(file: Path, folder: Path) -> dict[str, Any]:
         "splits": dict(rows["split"].value_counts().iter_rows()),
         "languages": languages(rows["chosen"].sample(min(2000, len(rows)), seed=SEED).to_list()),
     }
+
+
+def draw(rows: Any, folder: Path) -> None:
+    """Draw the label cells of each split, and the quartiles of the words of each completion by cell."""
+    import polars as pl
+    from matplotlib.figure import Figure
+
+    page = Figure(figsize=(11, 4))
+    left, right = page.subplots(1, 2)
+    counts = rows.group_by("split", *LABELS).agg(pl.len()).sort("split", *LABELS)
+    for split in ("train", "validation", "test"):
+        start = 0.0
+        found = counts.filter(pl.col("split") == split)
+        for place, number in enumerate(found["len"].to_list()):
+            share = number / found["len"].sum()
+            left.barh(split, share, left=start, color=f"C{place}")
+            left.text(start + share / 2, split, f"{number:,}", ha="center", va="center", fontsize=8)
+            start += share
+    words = {f"{text}_{q}": pl.col(text).str.count_matches(r"\S+").quantile(q) for text in TEXTS[1:] for q in QUARTILES}
+    for place, row in enumerate(rows.group_by(*LABELS).agg(**words).sort(*LABELS).iter_rows(named=True)):
+        for text, shift in zip(TEXTS[1:], (-0.17, 0.17), strict=True):
+            low, middle, high = (row[f"{text}_{q}"] for q in QUARTILES)
+            right.plot([low, high], [place + shift] * 2, color=f"C{place}")
+            right.plot(
+                [middle], [place + shift], "o", color=f"C{place}", label=cell_name(row[LABELS[0]], row[LABELS[1]])
+            )
+    right.legend(fontsize=8)
+    for name in ("data.png", "data.svg"):
+        page.savefig(folder / name)
 
 
 def cell_name(chosen: bool, rejected: bool) -> str:
@@ -97,4 +130,5 @@ def languages(texts: list[str]) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(prepare(Path(sys.argv[1]), Path(sys.argv[2]))))
+    file, folder, *more = sys.argv[1:]
+    sys.stdout.write(json.dumps(prepare(Path(file), Path(folder), figure=more == ["figure"])))

@@ -385,17 +385,25 @@ def real_generation_tables(results: dict[str, Any]) -> list[Table]:
 def prepare_tables(results: dict[str, Any]) -> list[Table]:
     """Return the table of `bfpo prepare` beside the script, by rows; ratios are taken repeat by repeat."""
     runs, settings = results["runs"], results["settings"]
-    script = {(run["rows"], run["repeat"]): run for run in runs if run["arm"] == "polars and rensa"}
+    script, drawn = (
+        {(run["rows"], run["repeat"]): run for run in runs if run["arm"] == arm}
+        for arm in ("polars and rensa", "polars, rensa and a figure")
+    )
+
+    def beside(own: list[dict[str, Any]], other: dict[tuple[int, int], dict[str, Any]]) -> str:
+        pairs = [(run, other[run["rows"], run["repeat"]]) for run in own if (run["rows"], run["repeat"]) in other]
+        return number(spread(one["cpu_seconds"] / two["cpu_seconds"] for one, two in pairs), 2) if pairs else UNKNOWN
+
     rows = []
     for size, arm in dict.fromkeys((run["rows"], run["arm"]) for run in sorted(runs, key=lambda run: run["rows"])):
         own = [run for run in runs if (run["rows"], run["arm"]) == (size, arm)]
-        beside = [run["cpu_seconds"] / script[size, run["repeat"]]["cpu_seconds"] for run in own]
         rows.append(
             [
                 f"{size:,}",
                 arm,
                 number(spread(run["cpu_seconds"] for run in own), 2),
-                number(spread(beside), 2),
+                beside(own, script),
+                beside(own, drawn),
                 number(spread(run["peak_bytes"] / MIB for run in own), 0),
             ]
         )
@@ -407,7 +415,7 @@ def prepare_tables(results: dict[str, Any]) -> list[Table]:
     )
     if settings.get("before"):
         note += f" Before: commit {settings['before'][:10]}."
-    columns = ["rows", "program", "CPU seconds", "times the script", "peak MiB"]
+    columns = ["rows", "program", "CPU seconds", "times the script", "times it with a figure", "peak MiB"]
     return [Table("Preparing data", note, columns, rows)]
 
 

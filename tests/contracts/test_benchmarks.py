@@ -453,9 +453,9 @@ def test_bfpo_prepare_and_the_script_count_the_same_rows(tmp_path):
     pytest.importorskip("py3langid")
     file = tmp_path / "pairs.jsonl"
     prepare.write_transcripts(file, 120)
-    arms = (prepare.OURS, prepare.LESS, prepare.SCRIPT)
-    ours, less, script = (prepare.measure(arm, file, before=None) for arm in arms)
-    assert ours["counts"] == less["counts"] == script["counts"]
+    arms = (prepare.OURS, prepare.LESS, prepare.SCRIPT, prepare.DRAWN)
+    ours, less, script, drawn = (prepare.measure(arm, file, before=None) for arm in arms)
+    assert ours["counts"] == less["counts"] == script["counts"] == drawn["counts"]
     assert ours["counts"]["duplicates"] > 0
     assert sum(ours["counts"]["cells"].values()) + ours["counts"]["duplicates"] == 120
 
@@ -470,16 +470,17 @@ def test_other_counts_are_not_the_same_work(tmp_path):
 def test_the_table_of_preparing_compares_within_a_repeat(tmp_path, capsys):
     runs = [
         {"arm": arm, "rows": 10, "repeat": repeat, "cpu_seconds": seconds * (1 + repeat), "peak_bytes": 2**20}
-        for arm, seconds in ((prepare.SCRIPT, 2.0), (prepare.OURS, 3.0))
+        for arm, seconds in ((prepare.SCRIPT, 2.0), (prepare.DRAWN, 2.5), (prepare.OURS, 3.0))
         for repeat in (0, 1)
     ]
     settings = {"data": "some.jsonl", "repeats": 2, "load": [1.0, 2.0, 3.0], "before": "0123456789abcdef"}
     write_results(tmp_path, "prepare", settings=settings, runs=runs)
     show_tables(tmp_path, ["prepare"])
     (table,) = TABLES["prepare"](read_results(tmp_path, "prepare"))
-    assert [row[1:4] for row in table.rows] == [
-        [prepare.SCRIPT, "3.00 [2.50-3.50]", "1.00"],
-        [prepare.OURS, "4.50 [3.75-5.25]", "1.50"],
+    assert [row[1:5] for row in table.rows] == [
+        [prepare.SCRIPT, "3.00 [2.50-3.50]", "1.00", "0.80"],
+        [prepare.DRAWN, "3.75 [3.12-4.38]", "1.25", "1.00"],
+        [prepare.OURS, "4.50 [3.75-5.25]", "1.50", "1.20"],
     ]
     assert "Preparing data" in capsys.readouterr().out
     assert table.note.endswith("Before: commit 0123456789.")
