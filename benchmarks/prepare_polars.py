@@ -52,8 +52,9 @@ def prepare(file: Path, folder: Path, *, figure: bool = False) -> dict[str, Any]
     rows = rows.with_columns(split=split.then(pl.lit("validation")).otherwise(pl.lit("train")))
     for (name,), part in rows.group_by("split", maintain_order=True):
         part.select(*TEXTS, *LABELS).write_parquet(folder / f"{name}.parquet", compression="zstd", compression_level=3)
+    rows = rows.with_columns(**{f"{text}_words": pl.col(text).str.count_matches(r"\S+") for text in TEXTS})
     lengths: dict[str, Any] = {f"{text}_chars": pl.col(text).str.len_chars().quantile(0.5) for text in TEXTS}
-    lengths |= {f"{text}_words": pl.col(text).str.count_matches(r"\S+").quantile(0.5) for text in TEXTS}
+    lengths |= {f"{text}_words": pl.col(f"{text}_words").quantile(0.5) for text in TEXTS}
     cells = rows.group_by(*LABELS).agg(pl.len(), **lengths)
     if figure:
         draw(rows, folder)
@@ -83,7 +84,7 @@ def draw(rows: Any, folder: Path) -> None:
             left.barh(split, share, left=start, color=f"C{place}")
             left.text(start + share / 2, split, f"{number:,}", ha="center", va="center", fontsize=8)
             start += share
-    words = {f"{text}_{q}": pl.col(text).str.count_matches(r"\S+").quantile(q) for text in TEXTS[1:] for q in QUARTILES}
+    words = {f"{text}_{q}": pl.col(f"{text}_words").quantile(q) for text in TEXTS[1:] for q in QUARTILES}
     for place, row in enumerate(rows.group_by(*LABELS).agg(**words).sort(*LABELS).iter_rows(named=True)):
         for text, shift in zip(TEXTS[1:], (-0.17, 0.17), strict=True):
             low, middle, high = (row[f"{text}_{q}"] for q in QUARTILES)
