@@ -3,7 +3,7 @@
 # MODEL, DATA and LABELS of `make real`: the start model (folder or hub id), a folder with the data (empty: the hub), people's labels.
 # BENCH_ARGS further options of the benchmarks of training and generation (such as --threads 8), BENCH_MODEL a folder with a chat model and
 # BENCH_PAIRS a file of pairs, for the benchmark of a real model, and BENCH_BFLOAT16=1 its training in bfloat16 too.
-# BENCH_PREPARE_ARGS are those of `prepare` (--data FILE --before CHECKOUT).
+# BENCH_PREPARE_ARGS are those of `prepare` (--data FILE --before COMMIT).
 # HASHES=1 lets `demo` and `test` install only what has a hash in requirements-hashed.txt. TESTS are the test files (empty: all), PYTHONS those
 # of test-pythons. PINS= with a VENV of its own installs the newest versions in place of those of constraints.txt (torch excepted).
 # AUDIT_ARGS are further options of pip-audit (such as --vulnerability-service osv --osv-url URL).

@@ -14,12 +14,10 @@ of bfpo, measured in the same run.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import os
 import random
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -27,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.options import add_common_options, integers
-from benchmarks.process import QUIET, ROOT, program, unpack_sources, write_results
+from benchmarks.prepare_polars import DRAWN, SCRIPT
+from benchmarks.process import ROOT, program, unpack_sources, whole_process, write_results
 from benchmarks.tables import show_tables
 from bfpo.core.errors import RunError
+from bfpo.data.files import iter_rows
 
-SCRIPT, OURS, BEFORE = "polars and rensa", "bfpo prepare", "bfpo prepare, before"
-DRAWN = "polars, rensa and a figure"
+OURS, BEFORE = "bfpo prepare", "bfpo prepare, before"
 LESS = "bfpo prepare, language_sample: 0"
 _SPEAKERS = {"Human", "Assistant"}
 
@@ -50,22 +49,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
             file = Path(name) / f"pairs-{rows}.jsonl"
             if options.data is None:
                 write_transcripts(file, rows)
+                data = "synthetic transcripts"
             else:
-                write_rows(options.data, file, rows)
+                data = write_rows(options.data, file, rows)
             for repeat in range(options.repeats):
                 for arm in random.Random(repeat).sample(arms, len(arms)):
                     sys.stderr.write(f"{arm}: {rows} rows, repeat {repeat}\n")
                     measured = measure(arm, file, before=before)
                     check_counts(measured["counts"], [run for run in runs if run["rows"] == measured["counts"]["rows"]])
                     runs.append({"arm": arm, "rows": measured["counts"]["rows"], "repeat": repeat, **measured})
-                write_results(options.out, "prepare", settings=_settings(options), runs=runs)
+                write_results(options.out, "prepare", settings=_settings(options, data), runs=runs)
     show_tables(options.out, ["prepare"])
 
 
-def _settings(options: argparse.Namespace) -> dict[str, Any]:
+def _settings(options: argparse.Namespace, data: str) -> dict[str, Any]:
     return {
         "before": options.before,
-        "data": "synthetic transcripts" if options.data is None else _described(options.data),
+        "data": data,
         "repeats": options.repeats,
         "load": [round(value, 1) for value in os.getloadavg()],
     }
@@ -117,10 +117,13 @@ def _drawn_row(text: Any, draw: random.Random) -> dict[str, Any]:
     return {"prompt": "".join(turns), "chosen": text(20, 80), "rejected": text(20, 80), **labels}
 
 
-def write_rows(sources: Sequence[Path], target: Path, rows: int, *, seed: int = 0) -> None:
-    """Write the rows of JSON lines (gzip too), then, up to `rows`, copies of them in which words are other words."""
+def write_rows(sources: Sequence[Path], target: Path, rows: int, *, seed: int = 0) -> str:
+    """Write the rows of JSON lines (gzip too), then, up to `rows`, copies of them in which words are other words.
+
+    Returns what is written, in words.
+    """
     draw = random.Random(seed)
-    read = [json.loads(line) for source in sources for line in _lines(source)]
+    read: list[dict[str, Any]] = [dict(row.columns) for source in sources for row in iter_rows(source)]
     words = sorted({word for row in read[:1000] for word in re.findall(r"[A-Za-z]+", row["chosen"])} - _SPEAKERS)
     places = {word: place for place, word in enumerate(words)}
     with target.open("w", encoding="utf-8") as file:
@@ -136,18 +139,8 @@ def write_rows(sources: Sequence[Path], target: Path, rows: int, *, seed: int = 
                 said = {name: re.sub("[A-Za-z]+", other, text) for name, text in said.items()}
             labels = {f"{name}_is_safe": draw.random() < share for name, share in (("chosen", 0.7), ("rejected", 0.5))}
             file.write(json.dumps({**labels, **read[row], **said}) + "\n")
-
-
-def _lines(source: Path) -> list[str]:
-    text = gzip.decompress(source.read_bytes()) if source.suffix == ".gz" else source.read_bytes()
-    return text.decode("utf-8").splitlines()
-
-
-def _described(sources: Sequence[Path]) -> str:
-    """Return what `write_rows` writes, for the table."""
-    num_pairs = sum(len(_lines(source)) for source in sources)
     names = ", ".join(source.name for source in sources)
-    return f"{num_pairs:,} pairs of {names}, more made from them by changing words; random labels where there are none"
+    return f"{len(read):,} pairs of {names}, more made from them by changing words; random labels where there are none"
 
 
 def measure(arm: str, file: Path, *, before: Path | None) -> dict[str, Any]:
@@ -161,17 +154,7 @@ def measure(arm: str, file: Path, *, before: Path | None) -> dict[str, Any]:
         command = ["-m", "bfpo", "prepare", "--config", str(folder / "config.yaml"), "--out", str(folder / "out")]
         if arm in (SCRIPT, DRAWN):
             command = ["-m", "benchmarks.prepare_polars", str(file), name, *(["figure"] if arm == DRAWN else [])]
-        environment = {**os.environ, **QUIET, "PYTHONPATH": os.pathsep.join([source, str(ROOT)])}
-        said = folder / "said.txt"
-        with said.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, *command], stdout=out, stderr=subprocess.STDOUT, env=environment
-            )
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        text = said.read_text(encoding="utf-8")
-        if process.returncode != 0:
-            raise RunError(f"{arm} failed:\n{text[-2000:]}")
+        usage, text = whole_process(command, {"PYTHONPATH": os.pathsep.join([source, str(ROOT)])})
         counts = json.loads(text.splitlines()[-1]) if arm in (SCRIPT, DRAWN) else _counts_of(folder / "out")
     return {
         "cpu_seconds": usage.ru_utime + usage.ru_stime,

@@ -17,6 +17,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+SCRIPT, DRAWN = "polars and rensa", "polars, rensa and a figure"
+"""What the script is called in results, without and with a figure."""
 PERMUTATIONS, BANDS, THRESHOLD, SEED = 128, 16, 0.8, 1
 TEXTS = ("prompt", "chosen", "rejected")
 QUARTILES = (0.25, 0.5, 0.75)

@@ -9,9 +9,10 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from resource import struct_rusage
 from typing import Any
 
 from benchmarks.machine import describe_machine, software
@@ -26,6 +27,7 @@ __all__ = [
     "read_results",
     "result_file",
     "unpack_sources",
+    "whole_process",
     "worker",
     "write_results",
 ]
@@ -58,6 +60,30 @@ def in_process(module: str, values: Mapping[str, Any], *, threads: int, timeout:
             raise RunError(f"{module} failed with {json.dumps(values)}:\n{(done.stdout + done.stderr)[-3000:]}")
         measured: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     return measured
+
+
+def whole_process(
+    command: Sequence[str], environment: Mapping[str, str], cwd: Path = ROOT
+) -> tuple[struct_rusage, str]:
+    """Run Python with these arguments and return its resource usage and all that it wrote.
+
+    Raises `RunError` with the end of that where it fails.
+    """
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=cwd,
+            env={**os.environ, **QUIET, **environment},
+            stdout=said,
+            stderr=subprocess.STDOUT,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        said.seek(0)
+        text = said.read().decode("utf-8", "replace")
+    if process.returncode != 0:
+        raise RunError(f"python {' '.join(command)} failed:\n{text[-2000:]}")
+    return usage, text
 
 
 def unpack_sources(commit: str, folder: Path) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.options import add_common_options, integers, thread_count
-from benchmarks.process import QUIET, ROOT, in_process, program, unpack_sources, write_results
+from benchmarks.process import ROOT, in_process, program, unpack_sources, whole_process, write_results
 from benchmarks.rampup_parts import dry_run_files
 from benchmarks.tables import SIDES, show_tables
-from bfpo.core.errors import RunError
 
 BEFORE = "0c9cfb2"
 """The commit from which `bfpo train --dry-run` and intervals were made quicker."""
@@ -95,16 +93,8 @@ def startup(sources: Mapping[str, Path], threads: int, repeat: int) -> list[dict
 
 
 def _cpu_seconds(command: Sequence[str], source: Path, threads: int) -> float:
-    environment = {**os.environ, **QUIET, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(source)}
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(
-            [sys.executable, *command], cwd=source, env=environment, stdout=said, stderr=subprocess.STDOUT
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        said.seek(0)
-        if process.returncode != 0:
-            raise RunError(f"python {' '.join(command)} failed:\n{said.read().decode(errors='replace')[-2000:]}")
+    environment = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(source)}
+    usage, _ = whole_process(command, environment, source)
     return usage.ru_utime + usage.ru_stime
 
 

@@ -9,6 +9,7 @@ from statistics import mean, median
 from typing import Any
 
 from benchmarks.hot_path_parts import CASES
+from benchmarks.prepare_polars import DRAWN, SCRIPT
 from benchmarks.process import read_results
 from benchmarks.summary import (
     Spread,
@@ -386,8 +387,7 @@ def prepare_tables(results: dict[str, Any]) -> list[Table]:
     """Return the table of `bfpo prepare` beside the script, by rows; ratios are taken repeat by repeat."""
     runs, settings = results["runs"], results["settings"]
     script, drawn = (
-        {(run["rows"], run["repeat"]): run for run in runs if run["arm"] == arm}
-        for arm in ("polars and rensa", "polars, rensa and a figure")
+        {(run["rows"], run["repeat"]): run for run in runs if run["arm"] == arm} for arm in (SCRIPT, DRAWN)
     )
 
     def beside(own: list[dict[str, Any]], other: dict[tuple[int, int], dict[str, Any]]) -> str:

@@ -26,6 +26,18 @@ def test_a_job_is_a_script_whose_files_exist(file: Path) -> None:
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
+def said_by(job: str, given: list[str], slurm: dict[str, str], fakes: dict[str, str], folder: Path) -> list[str]:
+    """Return what a job writes in an allocation of 64 cores a task; `fakes`: what stands for other programs."""
+    for name, line in fakes.items():
+        (folder / name).write_text(f"#!/bin/bash\n{line}\n", encoding="utf-8")
+        (folder / name).chmod(0o755)
+    environment = {**os.environ, **slurm, "SLURM_CPUS_PER_TASK": "64", "PATH": f"{folder}:{os.environ['PATH']}"}
+    command = ["bash", str(FOLDER / job), *given]
+    return subprocess.run(
+        command, env=environment, cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.parametrize("form", ["", "ddp", "zero2", "zero3"])
 @pytest.mark.parametrize("command", ["train", "reference"])
@@ -35,16 +47,9 @@ def test_a_training_job_launches_its_command_on_the_node_with_its_rank(form: str
         "srun": 'echo "$SRUN_CPUS_PER_TASK"; exec "$@"',
         "accelerate": "printf '%s\\n' \"$@\"",
     }
-    for name, line in fakes.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n", encoding="utf-8")
-        (tmp_path / name).chmod(0o755)
     given = [command, "--config", "a file.yaml", "--out", "runs/out"]
     slurm = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_NODEID": "1", "ACCELERATE": form}
-    slurm["SLURM_CPUS_PER_TASK"] = "64"
-    environment = {**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    script = ["bash", str(FOLDER / "train.sbatch"), *given]
-    said = subprocess.run(script, env=environment, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    cores, *arguments = said.splitlines()
+    cores, *arguments = said_by("train.sbatch", given, slurm, fakes, tmp_path)
     assert cores == "64"
     place = arguments.index("-m")
     assert arguments[place:] == ["-m", "bfpo", *given, "--resume"]
@@ -63,13 +68,9 @@ def test_a_job_on_ray_starts_a_node_of_it_on_each_and_the_command_on_the_first(n
         "srun": 'echo "$RAY_USAGE_STATS_ENABLED" "$SRUN_CPUS_PER_TASK" "$@"',
         "sleep": ":",
     }
-    for name, line in fakes.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n", encoding="utf-8")
-        (tmp_path / name).chmod(0o755)
-    slurm = {"SLURM_JOB_NODELIST": "n[1-8]", "SLURM_JOB_NUM_NODES": str(nodes), "SLURM_CPUS_PER_TASK": "64"}
-    environment = {**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    script = ["bash", str(FOLDER / "ray.sbatch"), "generate", "--config", "generate.yaml", "--out", "runs/out"]
-    said = subprocess.run(script, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()
+    slurm = {"SLURM_JOB_NODELIST": "n[1-8]", "SLURM_JOB_NUM_NODES": str(nodes)}
+    given = ["generate", "--config", "generate.yaml", "--out", "runs/out"]
+    said = said_by("ray.sbatch", given, slurm, fakes, tmp_path)
     on_first = "--ntasks=1 --nodelist=first"
     expected = [
         f"0 64 --nodes=1 {on_first} ray start --head --port=6379 --block",

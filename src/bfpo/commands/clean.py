@@ -60,8 +60,6 @@ def run(config: CleanConfig, folder: RunFolder) -> None:
     Raises `DataError` for unusable data, for labels that are all the same, and for prompts too few to train a judge of
     its own; `ServerError` for a server that stops answering; and the errors of `make_judge`.
     """
-    if not folder.is_writer:
-        return
     use_threads(config.threads)
     if config.judges is not None:
         check_opinions(config.judges, None)

@@ -46,8 +46,6 @@ def run(config: CompareConfig, folder: RunFolder) -> None:
     Settings are chosen at the first seed by the share of helpful and safe answers to validation prompts (the first if
     several are equal). Only models with the chosen setting answer test prompts. Raises `RunError` if a chain fails.
     """
-    if not folder.is_writer:
-        return
     started, rivals = time.monotonic() - folder.record["seconds"], rivals_of(config)  # also of earlier starts
     if config.worlds:
         _run_worlds(config, folder, started)

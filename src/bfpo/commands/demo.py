@@ -23,8 +23,6 @@ def run(config: DemoConfig, folder: RunFolder) -> None:
 
     Raises `RunError` if a chain of stages fails; a resumed demo skips finished runs.
     """
-    if not folder.is_writer:
-        return
     make_data(config, folder)
     run_chains(_chains(config, folder), config.executor, folder.path / "logs")
     from bfpo.report.page import write_report

@@ -72,8 +72,6 @@ def run(config: EvaluateConfig, folder: RunFolder) -> None:
     Raises `DataError` for data that cannot be used or, after all files are written, if nothing could be scored,
     `ModelError` if policy and reference tokenize text differently.
     """
-    if not folder.is_writer:
-        return
     if folder.resumed and isinstance(config, PairsJob | SuitesJob):  # a run of before names the number type
         config = config.model_copy(update={"dtype": folder.config.get("dtype", config.dtype)})
     use_threads(config.threads)

@@ -79,8 +79,6 @@ def run(config: GenerateConfig, folder: RunFolder) -> None:
     Raises `DataError` for an unreadable prompt file or a prompt longer than `max_prompt_length`, `ServerError` if
     completions of a server are missing, `MissingExtraError` for an engine that is not installed.
     """
-    if not folder.is_writer:  # of several processes of a launcher, one generates
-        return
     if isinstance(config, TransformersGenerate):
         use_threads(config.threads)
     if isinstance(config, WeightsSpec):

@@ -23,8 +23,6 @@ def run(config: InterpolateConfig, folder: RunFolder) -> None:
 
     Each model is written atomically. Raises `ModelError` for two models that cannot be averaged.
     """
-    if not folder.is_writer:
-        return
     first, second = _sources(config)
     folder.add_data("models", [*map(str, first.files), *map(str, second.files)])
     record_prompts(folder, (config.first, config.second), ())

@@ -71,8 +71,6 @@ def run(config: JudgeCheckConfig, folder: RunFolder) -> None:
     could not score are counted and left out of the figures. Warns about a judge of `bfpo judge-train` that was trained
     on few rows or on some of these. Raises `DataError` for unusable data, `SettingError` for an unknown judge.
     """
-    if not folder.is_writer:
-        return
     use_threads(config.threads)
     folder.add_data("data", config.data.files)
     loaded = load_labelled(config.data)

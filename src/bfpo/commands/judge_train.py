@@ -57,8 +57,6 @@ def run(config: JudgeTrainConfig, folder: RunFolder) -> None:
     they are chosen on the other folds. Answers are cut to `max_answer_words` first.
     Raises `DataError` for unusable data or labels that are all the same.
     """
-    if not folder.is_writer:
-        return
     use_threads(config.threads)
     folder.add_data("data", config.data.files)
     if isinstance(config, RankerTrainConfig):

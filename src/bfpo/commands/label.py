@@ -93,8 +93,6 @@ def run(config: LabelConfig, folder: RunFolder) -> None:
     Raises `DataError` for unusable input, `SettingError` for judges of the same name, `ServerError` for a server that
     stops answering, and the errors of `make_judge`.
     """
-    if not folder.is_writer:
-        return
     use_threads(config.threads)
     check_opinions(config.judges, config.ranker)
     given = _read(config, folder)

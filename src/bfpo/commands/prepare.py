@@ -42,8 +42,6 @@ def run(config: PrepareConfig, folder: RunFolder) -> None:
     run reuses the sources that were read. Raises `DataError` and `LabelError` for data that cannot be used,
     `DiskFullError`.
     """
-    if not folder.is_writer:
-        return
     suites = [read_suite(suite) for suite in config.decontaminate]
     sources = [plan_source(source) for source in config.sources]
     for source in sources:

@@ -91,8 +91,6 @@ def run(config: RedteamConfig, folder: RunFolder) -> None:
     `data/buffer/train.parquet` those of needless refusals. Without `prompts` there are only the latter. Raises the
     errors of the three stages, and `DataError` with the counts of the steps if no pair can be made.
     """
-    if not folder.is_writer:
-        return
     with RequestBudget(config.max_requests).shared():
         _attack(config, folder)
 

@@ -44,8 +44,6 @@ def run(config: SweepConfig, folder: RunFolder) -> None:
     refuses, before anything runs, `RunError` if a point fails, or if configs or data changed since a resumed sweep
     started; it skips finished runs.
     """
-    if not folder.is_writer:
-        return
     points = plan_points(config)
     files = [file for file in (config.train, config.generate, config.evaluate) if file is not None]
     folder.add_data("configs", files)

@@ -48,8 +48,6 @@ def run(config: TamperConfig, folder: RunFolder) -> None:
     Adapters stay as checkpoints of the attack; a merged model is on the disk only while it is asked, except the last.
     A resumed run does only what is missing. Raises the errors of `bfpo sft` and `bfpo evaluate`.
     """
-    if not folder.is_writer:
-        return
     use_threads(config.threads)
     folder.kept = "attacks and evaluations so far are kept"
     folder.add_data("data", config.data.files)

@@ -67,10 +67,9 @@ def write_stream(
     """Write `train.parquet`, `validation.parquet` and `test.parquet` of one stream, whole; only splits with rows.
 
     Rows are in the order of the mixture and of the files. Columns of cut completions and of categories are written only
-    where there are any. Rows that hold `samples` completions are returned for
-    languages and style, drawn by a hash, and pairs that hold as many are read for answers that are preferred to a
-    refusal. `unsafe_prompts`: sorted
-    hashes of prompts that have an unsafe answer. Raises `OSError`.
+    where there are any. Rows that hold `samples` completions are returned for languages and style, drawn by a hash, and
+    pairs that hold as many are read for answers that are preferred to a refusal. `unsafe_prompts`: sorted hashes of
+    prompts that have an unsafe answer. Raises `OSError`.
     """
     are_pairs = parts[0].source.stream != "sft"
     left_out = set() if any(part.shard.facts["categories"] for part in parts) else {"category"}
@@ -79,8 +78,9 @@ def write_stream(
     schema = pyarrow.schema([field for field in (SCHEMA if are_pairs else _COMPLETIONS) if field.name not in left_out])
     written = Written()
     to_read: list[npt.NDArray[np.bool_]] = []
+    sampled_rows = samples / (2 if are_pairs else 1)
     if are_pairs and samples:
-        to_read, num = pairs_to_read(parts, unsafe_prompts, ceil(samples / 2))
+        to_read, num = pairs_to_read(parts, unsafe_prompts, ceil(sampled_rows))
         written.candidates = {"read": int(sum(mask.sum() for mask in to_read)), "candidates": num}
     share = [int(part.copies.astype(bool).sum()) for part in parts]
     present = {number for part in parts for number in np.unique(part.split[part.copies > 0]).tolist()}
@@ -90,8 +90,7 @@ def write_stream(
             for number in sorted(present)
         }
         for number_of_part, (part, own) in enumerate(zip(parts, share, strict=True)):
-            rows_wanted = samples / (2 if are_pairs else 1)
-            wanted = sample(part, ceil(rows_wanted * own / max(1, sum(share))), seed=seed)
+            wanted = sample(part, ceil(sampled_rows * own / max(1, sum(share))), seed=seed)
             for batch, units in _batches(part):
                 made = _pairs_of(part, batch, units) if are_pairs else _completions_of(part, batch, units)
                 rows = made.select(schema.names)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import wraps
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -34,13 +35,14 @@ class Stage:
     """One row of the table.
 
     `module` has `run(config, folder)` and `preview(config)`, which returns a text, lines or a `Plan`; `config` is the
-    name of its config class in `bfpo.config`.
+    name of its config class in `bfpo.config`. `by_all`: run by every process of a launcher, else by the first alone.
     """
 
     name: str
     config: str
     module: str
     help: str
+    by_all: bool = False
 
     def config_class(self) -> type[StageConfig]:
         """Import and return the config class."""
@@ -48,7 +50,16 @@ class Stage:
 
     def run(self) -> Callable[[Any, RunFolder], None]:
         """Import the stage and return the function that runs it."""
-        return cast("Callable[[Any, RunFolder], None]", import_module(self.module).run)
+        run = cast("Callable[[Any, RunFolder], None]", import_module(self.module).run)
+        if self.by_all:
+            return run
+
+        @wraps(run)
+        def by_first(config: Any, folder: RunFolder) -> None:
+            if folder.is_writer:
+                run(config, folder)
+
+        return by_first
 
     def preview(self) -> Callable[[Any], str | list[str] | Plan]:
         """Import the stage and return the function that describes what it would do."""
@@ -61,9 +72,21 @@ STAGES = {
         Stage("demo", "DemoConfig", "bfpo.commands.demo", "Run the whole pipeline on a small synthetic world."),
         Stage("toy", "ToyConfig", "bfpo.commands.toy", "Rerun the paper's experiment with four actions."),
         Stage("prepare", "PrepareConfig", "bfpo.commands.prepare", "Mix, check, clean and split training data."),
-        Stage("sft", "SftConfig", "bfpo.commands.sft", "Train a model to imitate completions."),
-        Stage("reference", "ReferenceConfig", "bfpo.commands.reference", "Compute the reference log-probs of `train`."),
-        Stage("train", "AlignConfig", "bfpo.commands.train", "Train a model on preference pairs with safety labels."),
+        Stage("sft", "SftConfig", "bfpo.commands.sft", "Train a model to imitate completions.", by_all=True),
+        Stage(
+            "reference",
+            "ReferenceConfig",
+            "bfpo.commands.reference",
+            "Compute the reference log-probs of `train`.",
+            by_all=True,
+        ),
+        Stage(
+            "train",
+            "AlignConfig",
+            "bfpo.commands.train",
+            "Train a model on preference pairs with safety labels.",
+            by_all=True,
+        ),
         Stage("generate", "GenerateConfig", "bfpo.commands.generate", "Sample completions of prompts from a model."),
         Stage("judge-train", "JudgeTrainConfig", "bfpo.commands.judge_train", "Train a small judge or ranker."),
         Stage("judge-check", "JudgeCheckConfig", "bfpo.commands.judge_check", "Compare a judge with human labels."),
